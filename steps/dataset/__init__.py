@@ -1,0 +1,1 @@
+"""The dataset step: fetch, check and split chat data."""

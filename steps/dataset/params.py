@@ -1,0 +1,50 @@
+"""The contract of the dataset step."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, SecretStr
+
+from steps.params import Further, Man, StepParams
+from steps.secrets import HF_TOKEN, Secret
+
+S3_SECRET = Secret(
+    name="s3-secret",
+    keys=(
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_ENDPOINT_URL",
+        "AWS_DEFAULT_REGION",
+        "AWS_S3_ENDPOINT",
+    ),
+    hidden=("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    purpose="s3:// data sets",
+)
+HTTP_TOKEN = Secret(
+    name="http-token",
+    keys=("HTTP_BEARER_TOKEN",),
+    hidden=("HTTP_BEARER_TOKEN",),
+    purpose="https:// data sets behind a bearer token",
+)
+
+
+class DatasetParams(StepParams):
+    """Fetch a chat data set, check every row, and split it for training and evaluation."""
+
+    step: ClassVar[str] = "dataset"
+    secrets: ClassVar[tuple[Secret, ...]] = (S3_SECRET, HF_TOKEN, HTTP_TOKEN)
+
+    data_uri: Man[str] = Field(min_length=1)
+    """hf://org/name[:config][@revision], s3://bucket/key, http(s)://, pvc://claim/path or an absolute path."""
+    data_split: Man[float] = Field(default=0.9, gt=0, le=1)
+    """Share of the rows for training; the rest is held out. 1.0 holds nothing out."""
+    hf_token: SecretStr = SecretStr("")
+    """Hugging Face token; prefer the secret hf-token."""
+    subset: NonNegativeInt = 0
+    """Take only N rows, chosen by the seed; 0 takes all."""
+    seed: Further[int] = 42
+    """Seed of subset and split."""
+    s3_auth: Further[Literal["secret", "ambient", "anonymous"]] = "secret"
+    """secret: both keys of s3-secret; ambient: the SDK's own chain (role, web identity); anonymous."""
+    on_invalid: Further[Literal["error", "skip"]] = "error"
+    """error: an invalid row ends the step; skip: it goes to dataset/rejected.jsonl with its reason."""

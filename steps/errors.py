@@ -1,0 +1,93 @@
+"""Every failure a step knows how to tell, and the exit code an engine decides by.
+
+The codes are those of sysexits.h, so a retry policy needs the number alone::
+
+    StepError                      1
+    ├── UsageError                64  a parameter is unknown, ill-typed or out of range
+    ├── DataError                 65  the data or the model is at fault
+    │   └── InvalidRowError       65  one row, told as file:line
+    ├── VolumeError               74  the volume is full, read-only or broken
+    ├── TransientError            75  something outside does not answer; the only one retried
+    ├── CredentialsError          77  a credential is missing or refused
+    └── ConfigError               78  the surroundings are set up wrongly
+
+A message begins at the place that someone has to open and ends with what to do.
+"""
+
+import errno
+import os
+from pathlib import Path
+
+
+class StepError(Exception):
+    """A failure with a message for the user; anything else is a bug."""
+
+    exit_code = 1
+
+
+class UsageError(StepError):
+    """A parameter cannot be used as given."""
+
+    exit_code = os.EX_USAGE
+
+
+class DataError(StepError):
+    """The data or the model is missing, empty or invalid; running again changes nothing."""
+
+    exit_code = os.EX_DATAERR
+
+
+class InvalidRowError(DataError):
+    """One row of a file is at fault."""
+
+    def __init__(self, path: Path | str, line: int, problem: str) -> None:
+        super().__init__(f"{path}:{line}: {problem}")
+
+
+class VolumeError(StepError):
+    """The volume cannot be written or read."""
+
+    exit_code = os.EX_IOERR
+
+
+class TransientError(StepError):
+    """Something outside does not answer for now; the step has already tried for a while."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
+class CredentialsError(StepError):
+    """A credential is missing or refused; the message names the secret and its key."""
+
+    exit_code = os.EX_NOPERM
+
+
+class ConfigError(StepError):
+    """The surroundings are set up wrongly: half a secret, no such runtime, a refused job."""
+
+    exit_code = os.EX_CONFIG
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. State is kept; the same command goes on."""
+
+    exit_code = 143
+
+
+_VOLUME_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
+
+
+def volume_error(error: BaseException) -> VolumeError | None:
+    """The VolumeError behind `error`, where a full, read-only or broken volume caused it.
+
+    Libraries wrap the operating system's error in their own, so its causes are looked at too.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _VOLUME_ERRNOS:
+            where = f"{seen.filename}: " if seen.filename else ""
+            return VolumeError(
+                f"{where}{seen.strerror}: free or enlarge the volume, then run the same command"
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -1,0 +1,1 @@
+"""The evaluate step: the tuned model beside the base model."""

@@ -1,0 +1,43 @@
+"""The contract of the evaluate step."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from steps.params import Cluster, Further, Man, Operational, StepParams
+from steps.secrets import HF_TOKEN, Secret
+from steps.train.params import QUANTITY
+
+
+class EvaluateParams(StepParams):
+    """Score the tuned model on lm-eval tasks and the held-out split, the base model beside it."""
+
+    step: ClassVar[str] = "evaluate"
+    secrets: ClassVar[tuple[Secret, ...]] = (HF_TOKEN,)
+
+    tasks: Man[list[str]] = Field(default=["arc_easy"])
+    """lm-eval tasks, by name or by the path of a YAML file."""
+    batch: Operational[str] = Field(default="auto", pattern=r"^(auto|[1-9]\d*)$")
+    """Evaluation batch: auto or a number."""
+    gen_kwargs: dict[str, Any] = Field(default={})
+    """Generation arguments of lm-eval's generating tasks."""
+    limit: int = Field(default=-1, ge=-1)
+    """Examples per task; -1 takes all."""
+    log_samples: bool = True
+    """Keep lm-eval's samples in evaluation/."""
+    model_args: dict[str, Any] = Field(default={})
+    """Arguments of lm-eval's model, such as dtype."""
+    verbosity: Operational[Literal["DEBUG", "INFO", "WARNING", "ERROR"]] = "INFO"
+    """Log level."""
+    baseline: Further[Literal["heldout", "all", "none"]] = "heldout"
+    """What the base model is scored on too: the held-out rows, all, or none."""
+    model: Further[str] = ""
+    """Evaluate this model (ID, path, pvc://) instead of the run's own."""
+    heldout_limit: Further[int] = Field(default=200, ge=-1)
+    """Held-out rows to generate answers for; the loss is over all. -1 takes all."""
+    gpu: Further[Cluster[int]] = Field(default=1, ge=0)
+    """GPUs of the evaluation pod."""
+    cpu: Further[Cluster[str]] = Field(default="4", pattern=QUANTITY)
+    """CPU cores of the evaluation pod."""
+    memory: Further[Cluster[str]] = Field(default="64Gi", pattern=QUANTITY)
+    """Memory of the evaluation pod."""

@@ -1,0 +1,223 @@
+"""A command line from pydantic models: every field a flag, every mistake told at once.
+
+The stock bridges cut values at a newline, refuse `null`, and stop at the first mistake; this one
+hands each value to pydantic as the engine wrote it and reports all that is wrong in one message.
+"""
+
+import argparse
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from steps.errors import UsageError
+from steps.params import CLUSTER, FURTHER, MAN, choices, is_secret, marked, type_name
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def flag(name: str) -> str:
+    """The flag of a field: its name in kebab-case."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment variable that carries a secret field, so that it is in no argument list."""
+    return f"SFT_{name.upper()}"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises instead of leaving, and never guesses a shortened flag."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError (exit code 64) with argparse's message."""
+        raise UsageError(message)
+
+
+def add(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+    name: str,
+    field: FieldInfo,
+    *names: str,
+) -> None:
+    """Add a field as a flag; `names` replaces the flag that its name would give."""
+    kind = type_name(field)
+    if kind == "bool":
+        # A bare flag means true; an engine writes the value out.
+        extra: dict[str, Any] = {"nargs": "?", "const": "true"}
+    else:
+        extra = {}
+    limited = choices(field)
+    parser.add_argument(
+        *(names or (flag(name),)),
+        dest=name,
+        default=argparse.SUPPRESS,
+        metavar="|".join(limited) if limited else kind.upper(),
+        help=describe(field).replace("%", "%%"),
+        **extra,
+    )
+
+
+def describe(field: FieldInfo) -> str:
+    """The field's help line: meaning, default, and whether only a cluster can serve it."""
+    text = " ".join((field.description or "").split())
+    if marked(field, CLUSTER):
+        text += " [cluster]"
+    if field.is_required():
+        return f"{text} (required)"
+    default = shown_default(field)
+    return f"{text} (default: {default})" if default else text
+
+
+def shown_default(field: FieldInfo) -> str:
+    """The default as a user would type it; empty for none, empty text and secrets."""
+    value = field.get_default(call_default_factory=True)
+    if value in (None, "", PydanticUndefined) or is_secret(field):
+        return ""
+    return as_text(value)
+
+
+def as_text(value: Any) -> str:
+    """A value as flags, engine parameters and tables write it: text as it is, the rest as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, bool | float):
+        return str(value)
+    return json.dumps(value)
+
+
+def from_text(text: str, field: FieldInfo) -> Any:
+    """A flag's text as pydantic shall see it. Lists and dicts are JSON; `a,b` and `k=v,k=v` too."""
+    kind = type_name(field)
+    if kind not in ("list", "dict"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        if text.lstrip().startswith(("[", "{")):
+            return text
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if kind == "list":
+        return items
+    if not all("=" in item for item in items):
+        return text
+    pairs = (item.split("=", 1) for item in items)
+    return {key.strip(): _json_or_text(value) for key, value in pairs}
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def step_parser(
+    params: type[BaseModel], bound: type[BaseModel], prog: str
+) -> argparse.ArgumentParser:
+    """The parser of a step's command, its flags in groups."""
+    parser = Parser(prog=prog, description=params.__doc__)
+    first = parser.add_argument_group("parameters")
+    more = parser.add_argument_group("further parameters")
+    secrets = [
+        f"{variable(name)}  {describe(field)}"
+        for name, field in params.model_fields.items()
+        if is_secret(field)
+    ]
+    if secrets:
+        parser.add_argument_group("secrets, from the environment only", "\n".join(secrets))
+    engine = parser.add_argument_group("set by the engine")
+    for name, field in params.model_fields.items():
+        if is_secret(field):
+            continue
+        group = first if marked(field, MAN) else more
+        if marked(field, FURTHER):
+            group = more
+        add(group, name, field)
+    for name, field in bound.model_fields.items():
+        if name not in params.model_fields:
+            add(engine, name, field)
+    engine.add_argument(
+        "--check",
+        action="store_true",
+        help="do what can be known without the work, write nothing, and leave",
+    )
+    return parser
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str], known: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The flags that were given, by field name, and what is wrong with the rest."""
+    found, unknown = parser.parse_known_args(list(argv))
+    problems = []
+    for word in unknown:
+        if not word.startswith("-"):
+            problems.append(f"{word!r} belongs to no flag")
+            continue
+        name = word.split("=", 1)[0]
+        near = difflib.get_close_matches(name, known, n=1)
+        problems.append(f"{name} is not a flag" + (f"; did you mean {near[0]}?" if near else ""))
+    return vars(found), problems
+
+
+def validate(
+    model: type[Model], given: Mapping[str, Any], label: Mapping[str, str] | None = None
+) -> tuple[Model | None, list[str]]:
+    """The model made of the values, or what is wrong with each, named by its flag."""
+    values = {
+        name: from_text(value, model.model_fields[name])
+        if isinstance(value, str) and name in model.model_fields
+        else value
+        for name, value in given.items()
+    }
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        return None, [_told(problem, model, label or {}) for problem in error.errors()]
+
+
+def _told(problem: Any, model: type[BaseModel], label: Mapping[str, str]) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    shown = label.get(name, flag(name)) if name else model.__name__
+    if problem["type"] == "missing":
+        return f"{shown} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    field = model.model_fields.get(name)
+    if field is not None and is_secret(field):
+        return f"{shown}: {message}"
+    return f"{shown}: {message}, got {problem['input']!r}"
+
+
+def arguments(params: BaseModel) -> list[str]:
+    """The argument list that gives these values; only those that were set, and no secrets."""
+    fields = type(params).model_fields
+    return [
+        f"{flag(name)}={as_text(getattr(params, name))}"
+        for name in fields
+        if name in params.model_fields_set and not is_secret(fields[name])
+    ]
+
+
+def environment(params: BaseModel) -> dict[str, str]:
+    """The environment variables that carry the secret values."""
+    return {
+        variable(name): as_text(getattr(params, name))
+        for name, field in type(params).model_fields.items()
+        if is_secret(field) and name in params.model_fields_set
+    }

@@ -1,0 +1,71 @@
+"""Log lines for a collector, without secrets: to standard error and to the run's own log file."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+_hidden: set[str] = set()
+
+# Shorter values would blot out words that are no secret.
+_SHORTEST_SECRET = 4
+
+
+def hide(value: str) -> None:
+    """Never show this value again, in whatever line it turns up."""
+    if len(value) >= _SHORTEST_SECRET:
+        _hidden.add(value)
+
+
+def redact(text: str) -> str:
+    """The text without the values that were hidden."""
+    for value in _hidden:
+        text = text.replace(value, "**********")
+    return text
+
+
+def public_uri(uri: str) -> str:
+    """The address without user, password and query: a presigned link's query is a credential."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    query = "**********" if parts.query else ""
+    return urlunsplit(parts._replace(netloc=host, query=query))
+
+
+class Formatter(logging.Formatter):
+    """`2026-01-31T12:00:00Z INFO dataset: message`, with hidden values masked."""
+
+    def __init__(self, step: str) -> None:
+        self.converter = time.gmtime
+        super().__init__(
+            f"%(asctime)s %(levelname)s {step}: %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
+        )
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, traceback included, with hidden values masked."""
+        return redact(super().format(record))
+
+
+def set_up(step: str, level: str) -> None:
+    """Send this process's log lines to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter(step))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("steps").setLevel(level)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(
+        logging.WARNING if level == "DEBUG" else logging.ERROR
+    )
+
+
+def add_file(step: str, path: Path) -> None:
+    """Send them to the run's log file too; an earlier attempt's lines stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(Formatter(step))
+    logging.getLogger().addHandler(handler)

@@ -1,0 +1,147 @@
+"""Parameters, declared once: a pydantic model a step is its flags, its engine parameters and its help.
+
+A field's docstring is its help text; what an engine must know beyond the type is in the markers::
+
+    epochs: Man[PositiveInt] = 1
+    \"\"\"Passes over the training split.\"\"\"
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic.fields import FieldInfo
+
+from steps.logs import public_uri
+from steps.secrets import Secret
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A property of a parameter that its type does not tell."""
+
+    name: str
+
+
+MAN = Marker("man")
+FURTHER = Marker("further")
+CLUSTER = Marker("cluster")
+MASKED = Marker("masked")
+OPERATIONAL = Marker("operational")
+
+Man = Annotated[T, MAN]
+"""One of the parameters a user meets first: `man` in its workflow name, the others are `opt`."""
+Further = Annotated[T, FURTHER]
+"""Listed after the parameters that users of the Kubeflow pipeline know."""
+Cluster = Annotated[T, CLUSTER, OPERATIONAL]
+"""Only a cluster can serve it: elsewhere any value but the default is refused."""
+Masked = Annotated[T, MASKED]
+"""May hold secrets: masked in logs and records."""
+Operational = Annotated[T, OPERATIONAL]
+"""Says how the work is done, not what comes out: not part of the fingerprint."""
+
+
+class StepParams(BaseModel):
+    """The users' parameters of one step.
+
+    `step` is the step's name: its module, record, and log file are named after it.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        defer_build=True,
+    )
+
+    step: ClassVar[str]
+    secrets: ClassVar[tuple[Secret, ...]] = ()
+    """Kubernetes Secrets that the step may need."""
+
+
+class Bound(BaseModel):
+    """What the engine tells every step of its run; no workflow parameter shows it."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True
+    )
+
+    workspace: Path
+    """Folder of the run, on a volume that its steps share."""
+    cache: Path | None = None
+    """Folder shared between runs: base models and data sets of the hub. Default: `cache` in the workspace."""
+    outputs: Path | None = None
+    """Folder for small results, one file a name, as an engine collects them."""
+    claims: Path = Path("/claims")
+    """Folder where claims for pvc:// addresses are mounted, each under its name."""
+    verbosity: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Log level; DEBUG shows tracebacks."""
+    run_name: str = ""
+    """Name of the run. Default: the workspace's last part."""
+    run_uid: str = ""
+    """Unique ID of the run at its engine."""
+    volume_claim: str = ""
+    """Claim that holds the workspace; gives the model an address that can be served."""
+    volume_path: str = ""
+    """Path of the workspace inside that claim."""
+    worker_image: str = ""
+    """Image of the training workers of a TrainJob."""
+
+
+def marked(field: FieldInfo, marker: Marker) -> bool:
+    """Whether the field carries the marker."""
+    return marker in field.metadata
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether the field's value must never stand in an argument list."""
+    return field.annotation is SecretStr
+
+
+def type_name(field: FieldInfo) -> str:
+    """The field's type as tables and help show it: str, int, float, bool, list or dict."""
+    kind: Any = get_origin(field.annotation) or field.annotation
+    if kind is Literal:
+        kind = type(get_args(field.annotation)[0])
+    return kind.__name__ if kind in (int, float, bool, list, dict) else "str"
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The values a field is limited to; empty where there is no such list."""
+    if get_origin(field.annotation) is Literal:
+        return tuple(str(value) for value in get_args(field.annotation))
+    return ()
+
+
+def required_on_cluster_only(params: StepParams) -> list[str]:
+    """Names of the cluster's parameters whose value is not their default."""
+    return [
+        name
+        for name, field in type(params).model_fields.items()
+        if marked(field, CLUSTER) and getattr(params, name) != field.default
+    ]
+
+
+def deciding(params: StepParams) -> dict[str, Any]:
+    """The values that decide what comes out: neither secrets nor how the work is done."""
+    return {
+        name: value
+        for name, value in params.model_dump(mode="json").items()
+        if not is_secret(field := type(params).model_fields[name])
+        and not marked(field, OPERATIONAL)
+    }
+
+
+def shown(params: StepParams) -> dict[str, Any]:
+    """All values as logs and records may show them: secrets masked, unset ones empty."""
+    values = params.model_dump(mode="json")
+    for name, field in type(params).model_fields.items():
+        if marked(field, MASKED) and values[name] not in ("", field.default):
+            values[name] = "**********"
+        elif isinstance(values[name], str):
+            values[name] = public_uri(values[name])
+    return values

@@ -1,0 +1,1 @@
+"""The train step: tokens in, tuned model out."""

@@ -1,0 +1,108 @@
+"""The contract of the train step."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+
+from steps.params import Cluster, Further, Man, Masked, Operational, StepParams
+from steps.secrets import HF_TOKEN, Secret
+
+KUBERNETES_CREDENTIALS = Secret(
+    name="kubernetes-credentials",
+    keys=("KUBERNETES_SERVER_URL", "KUBERNETES_AUTH_TOKEN"),
+    hidden=("KUBERNETES_AUTH_TOKEN",),
+    purpose="submitting a TrainJob with cluster_auth secret",
+)
+PULL_SECRET = Secret(
+    name="oci-pull-secret-model-download",
+    keys=("OCI_PULL_SECRET_MODEL_DOWNLOAD",),
+    hidden=("OCI_PULL_SECRET_MODEL_DOWNLOAD",),
+    purpose="private oci:// models",
+)
+TRAIN_ENV = Secret(
+    name="train-env", keys=(), purpose="more environment for the workers (trackers' keys)"
+)
+
+QUANTITY = r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$"
+"""A Kubernetes quantity as people write it: 4, 500m, 64Gi."""
+
+
+class TrainParams(StepParams):
+    """Fine-tune a chat model on the training split."""
+
+    step: ClassVar[str] = "train"
+    secrets: ClassVar[tuple[Secret, ...]] = (
+        HF_TOKEN,
+        KUBERNETES_CREDENTIALS,
+        PULL_SECRET,
+        TRAIN_ENV,
+    )
+
+    train_batch: Man[PositiveInt] = 128
+    """Rows per optimizer step, over all workers."""
+    epochs: Man[PositiveInt] = 1
+    """Passes over the training split."""
+    gpu: Man[Cluster[NonNegativeInt]] = 1
+    """GPUs per worker."""
+    model: Man[str] = Field(default="Qwen/Qwen2.5-1.5B-Instruct", min_length=1)
+    """Base model: Hugging Face ID, path, pvc:// or oci://."""
+    tokens: Man[PositiveInt] = 10000
+    """Most tokens in one forward pass on a GPU; caps memory."""
+    workers: Man[Cluster[PositiveInt]] = 4
+    """Training pods."""
+    annotations: Cluster[str] = ""
+    """Pod annotations, k=v,k=v."""
+    cpu: Cluster[str] = Field(default="4", pattern=QUANTITY)
+    """CPU cores per worker."""
+    env_vars: Masked[Operational[str]] = (
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True,NCCL_DEBUG=INFO,"
+        "INSTRUCTLAB_NCCL_TIMEOUT_MS=600000"
+    )
+    """Environment of the training processes, K=V,K=V."""
+    hf_token: SecretStr = SecretStr("")
+    """Hugging Face token for gated models; prefer the secret hf-token."""
+    labels: Cluster[str] = ""
+    """Pod labels, k=v,k=v."""
+    learning_rate: PositiveFloat = 5e-06
+    """Peak learning rate; warm-up and the scheduler shape the rest."""
+    lr_warmup: NonNegativeInt = 0
+    """Warm-up steps."""
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+    ] = "cosine"
+    """Learning rate scheduler."""
+    max_seq_len: PositiveInt = 8192
+    """Longest row, in tokens; longer rows are dropped and counted."""
+    memory: Cluster[str] = Field(default="64Gi", pattern=QUANTITY)
+    """Memory per worker."""
+    num_procs: Operational[str] = Field(default="auto", pattern=r"^(auto|[1-9]\d*)$")
+    """Training processes per worker: auto (one a GPU) or a number."""
+    pull_secret: SecretStr = SecretStr("")
+    """Docker config.json content for oci:// models; prefer the secret oci-pull-secret-model-download."""
+    save_epoch: bool = True
+    """Keep the model of each epoch in checkpoints/."""
+    save_full_state: bool = False
+    """Keep the full training state in checkpoints/ when training has ended."""
+    fsdp_sharding: Literal["FULL_SHARD", "HYBRID_SHARD", "NO_SHARD", "SHARD_GRAD_OP"] = "FULL_SHARD"
+    """How parameters are sharded over GPUs."""
+    save_samples: NonNegativeInt = 0
+    """Rows between checkpoints; 0 for none."""
+    seed: int = 42
+    """Seed of the order of the rows, and of everything else that draws numbers."""
+    use_liger: bool = False
+    """Use Liger kernels."""
+    launcher: Further[Literal["auto", "trainjob", "local"]] = "auto"
+    """trainjob: Kubeflow Trainer; local: this machine or pod; auto: trainjob where a cluster is at hand."""
+    cluster_auth: Further[Cluster[Literal["secret", "service-account", "kubeconfig"]]] = "secret"
+    """Who submits the TrainJob: the secret kubernetes-credentials, the pod's service account, a kubeconfig."""
+    runtime: Further[Cluster[str]] = "training-hub"
+    """ClusterTrainingRuntime, or TrainingRuntime of the namespace."""
+    chat_template: Further[str] = ""
+    """Path of a Jinja chat template; empty takes the tokenizer's."""
+    checkpoint_minutes: Further[Operational[NonNegativeInt]] = 60
+    """Minutes between checkpoints of the full state: about what a killed run loses; 0 for epochs only."""

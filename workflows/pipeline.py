@@ -1,0 +1,163 @@
+"""The DAG as plain data: which steps, in which order, with which parameters and results.
+
+Nothing here knows an engine. Argo, Tekton and the local engine each read this module and turn it
+into their own terms; a step added here appears in all of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic.fields import FieldInfo
+
+from steps.dataset.params import DatasetParams
+from steps.evaluate.params import EvaluateParams
+from steps.params import FURTHER, MAN, StepParams, marked
+from steps.register.params import RegisterParams
+from steps.secrets import Secret
+from steps.train.params import TrainParams
+
+
+@dataclass(frozen=True)
+class Step:
+    """One box of the picture."""
+
+    params: type[StepParams]
+    phase: str
+    """Begins the names of its workflow parameters."""
+    image: str
+    """Image that holds what the step needs, without registry and tag."""
+    module: str
+    """Run as `python -m <module>`."""
+    template: str
+    """The box's name in Argo and Tekton."""
+    needs: tuple[str, ...] = ()
+    """Steps that must have succeeded before this one starts."""
+    results: dict[str, str] | None = None
+    """Small results it hands to the engine, each with what stands there when it gives none."""
+    cpu: str = "1"
+    memory: str = "2Gi"
+    """Resources of its pod where no parameter sets them."""
+
+    @property
+    def name(self) -> str:
+        """The step's name: its record and log are named after it."""
+        return self.params.step
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """Kubernetes Secrets that it may need."""
+        return self.params.secrets
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A workflow parameter, as every engine names it."""
+
+    name: str
+    step: Step
+    field_name: str
+    field: FieldInfo
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Steps in an order in which each comes after those it needs."""
+
+    name: str
+    description: str
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a DAG with a missing, repeated, or later need (ValueError)."""
+        seen: set[str] = set()
+        for step in self.steps:
+            if step.name in seen:
+                raise ValueError(f"{self.name}: two steps are named {step.name!r}")
+            for need in step.needs:
+                if need not in seen:
+                    raise ValueError(
+                        f"{self.name}: {step.name!r} needs {need!r}, which is not before it"
+                    )
+            seen.add(step.name)
+
+    def step(self, name: str) -> Step:
+        """The step of that name (KeyError where there is none)."""
+        return {step.name: step for step in self.steps}[name]
+
+    def parameters(self) -> list[Parameter]:
+        """All workflow parameters: those a user meets first, the optional ones, then the further."""
+        every = [
+            Parameter(parameter_name(step, name, field), step, name, field)
+            for step in self.steps
+            for name, field in step.params.model_fields.items()
+        ]
+        return sorted(every, key=lambda parameter: _rank(parameter.field))
+
+
+def parameter_name(step: Step, name: str, field: FieldInfo) -> str:
+    """The rule: `phase_<NN>_<step>_<man|opt>_<field>`."""
+    return f"{step.phase}_{'man' if marked(field, MAN) else 'opt'}_{name}"
+
+
+def _rank(field: FieldInfo) -> int:
+    if marked(field, FURTHER):
+        return 2
+    return 0 if marked(field, MAN) else 1
+
+
+def unreachable(pipeline: Pipeline, wanted: set[str]) -> Iterator[tuple[Step, str]]:
+    """Each wanted step's need that is not wanted itself: what must already be done."""
+    for step in pipeline.steps:
+        if step.name in wanted:
+            yield from ((step, need) for need in step.needs if need not in wanted)
+
+
+SFT = Pipeline(
+    name="sft-pipeline",
+    description="Supervised fine-tuning: data set, training, evaluation, registration.",
+    steps=(
+        Step(
+            params=DatasetParams,
+            phase="phase_01_dataset",
+            image="sft-dataset",
+            module="steps.dataset",
+            template="dataset-download",
+            results={"rows-train": "0", "rows-eval": "0"},
+            cpu="2",
+            memory="2Gi",
+        ),
+        Step(
+            params=TrainParams,
+            phase="phase_02_train",
+            image="sft-train",
+            module="steps.train",
+            template="train",
+            needs=("dataset",),
+            results={"model": "", "loss-last": ""},
+            cpu="4",
+            memory="16Gi",
+        ),
+        Step(
+            params=EvaluateParams,
+            phase="phase_03_eval",
+            image="sft-evaluate",
+            module="steps.evaluate",
+            template="evaluate",
+            needs=("dataset", "train"),
+            results={"heldout-loss": "", "heldout-loss-base": ""},
+            cpu="4",
+            memory="64Gi",
+        ),
+        Step(
+            params=RegisterParams,
+            phase="phase_04_registry",
+            image="sft-register",
+            module="steps.register",
+            template="register",
+            needs=("evaluate",),
+            results={"status": "", "version": "", "uri": ""},
+            cpu="500m",
+            memory="1Gi",
+        ),
+    ),
+)
