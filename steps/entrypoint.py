@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -20,12 +20,19 @@ log = logging.getLogger(__name__)
 
 P = TypeVar("P", bound=StepParams)
 
+PARENT = "SFT_PARENT"
+"""Environment variable: the process that this one shall not outlive."""
+
 
 @dataclass(frozen=True)
 class Run:
     """The run that a step works for: where things lie, and what the engine said of it."""
 
     bound: Bound
+    inputs: dict[str, Asset] = field(default_factory=dict)
+    """What the step's `inputs` found; there when its `main` starts."""
+    fingerprint: str = ""
+    """Of the result that `main` shall make: marks what a stopped attempt has left."""
 
     @property
     def workspace(self) -> Workspace:
@@ -56,6 +63,10 @@ def run(
     `inputs` names what the step will read, which decides with the parameters whether the step is
     done already; `check` does what can be known without the work; `main` does the work.
     """
+    if parent := os.environ.pop(PARENT, ""):
+        from steps.signals import end_with_parent
+
+        end_with_parent(int(parent))
     _quiet_libraries()
     arguments = sys.argv[1:] if argv is None else argv
     logs.set_up(params.step, "INFO")
@@ -130,7 +141,7 @@ def _work(
         log.info("already done at %s with these parameters and inputs", f"{done.finished:%F %T}")
     else:
         workspace.discard(params.step)
-        result = main(params, run)
+        result = main(params, replace(run, inputs=found, fingerprint=fingerprint))
         finished = record.now()
         done = Record(
             step=params.step,
@@ -164,9 +175,9 @@ def _hide_secrets(params: StepParams) -> None:
     for secret in params.secrets:
         for key in secret.hidden:
             logs.hide(os.environ.get(key, "").strip())
-    for name, field in type(params).model_fields.items():
+    for name, declared in type(params).model_fields.items():
         value = getattr(params, name)
-        if is_secret(field):
+        if is_secret(declared):
             logs.hide(value.get_secret_value().strip())
         elif isinstance(value, str) and logs.public_uri(value) != value:
             logs.hide(value.partition("?")[2])

@@ -165,14 +165,23 @@ def parse(
     """The flags that were given, by field name, and what is wrong with the rest."""
     found, unknown = parser.parse_known_args(list(argv))
     problems = []
+    after_unknown = False
     for word in unknown:
-        if not word.startswith("-"):
+        if word.startswith("-"):
+            name = word.split("=", 1)[0]
+            problems.append(f"{name} is not a flag{_meant(name, known)}")
+        elif not after_unknown:
             problems.append(f"{word!r} belongs to no flag")
-            continue
-        name = word.split("=", 1)[0]
-        near = difflib.get_close_matches(name, known, n=1)
-        problems.append(f"{name} is not a flag" + (f"; did you mean {near[0]}?" if near else ""))
+        after_unknown = word.startswith("-") and "=" not in word
     return vars(found), problems
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """The flags that the word may have been meant for: longer names of it, else a near one."""
+    ending = f"-{name.lstrip('-')}"
+    near = [flag for flag in known if flag.endswith(ending)]
+    near = near or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def validate(

@@ -4,7 +4,6 @@ It is written last and atomically, so its presence means that the step's outputs
 """
 
 import hashlib
-import importlib.metadata
 import json
 import math
 from collections.abc import Mapping
@@ -133,6 +132,8 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of the installed packages that decide the result, and of this one."""
+    import importlib.metadata  # its imports would slow every --help
+
     found = {"sft-pipeline": steps.__version__}
     for package in packages:
         found[package] = importlib.metadata.version(package)

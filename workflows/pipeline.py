@@ -4,7 +4,7 @@ Nothing here knows an engine. Argo, Tekton and the local engine each read this m
 into their own terms; a step added here appears in all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pydantic.fields import FieldInfo
@@ -66,6 +66,8 @@ class Pipeline:
     name: str
     description: str
     steps: tuple[Step, ...]
+    rules: tuple[Callable[[Mapping[str, StepParams]], str | None], ...] = ()
+    """What parameters of several steps must not say together; each gives the problem or None."""
 
     def __post_init__(self) -> None:
         """Refuse a DAG with a missing, repeated, or later need (ValueError)."""
@@ -83,6 +85,10 @@ class Pipeline:
     def step(self, name: str) -> Step:
         """The step of that name (KeyError where there is none)."""
         return {step.name: step for step in self.steps}[name]
+
+    def refusals(self, models: Mapping[str, StepParams]) -> list[str]:
+        """What the rules have against these parameters."""
+        return [problem for rule in self.rules if (problem := rule(models))]
 
     def parameters(self) -> list[Parameter]:
         """All workflow parameters: those a user meets first, the optional ones, then the further."""
@@ -105,16 +111,23 @@ def _rank(field: FieldInfo) -> int:
     return 0 if marked(field, MAN) else 1
 
 
-def unreachable(pipeline: Pipeline, wanted: set[str]) -> Iterator[tuple[Step, str]]:
-    """Each wanted step's need that is not wanted itself: what must already be done."""
-    for step in pipeline.steps:
-        if step.name in wanted:
-            yield from ((step, need) for need in step.needs if need not in wanted)
+def nothing_to_score(models: Mapping[str, StepParams]) -> str | None:
+    """Without held-out rows and without tasks, training would end in an evaluation of nothing."""
+    dataset, evaluate = models.get("dataset"), models.get("evaluate")
+    if (
+        isinstance(dataset, DatasetParams)
+        and isinstance(evaluate, EvaluateParams)
+        and dataset.data_split == 1.0
+        and not evaluate.tasks
+    ):
+        return "--data-split 1.0 holds no rows out and --tasks is empty: nothing would be evaluated"
+    return None
 
 
 SFT = Pipeline(
     name="sft-pipeline",
     description="Supervised fine-tuning: data set, training, evaluation, registration.",
+    rules=(nothing_to_score,),
     steps=(
         Step(
             params=DatasetParams,

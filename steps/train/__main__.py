@@ -1,0 +1,80 @@
+"""Fine-tune a chat model on the training split: tokens in, tuned model out.
+
+python -m steps.train --workspace runs/demo --model Qwen/Qwen2.5-0.5B-Instruct --epochs 2
+"""
+
+from pathlib import Path
+
+from steps import base_model, entrypoint, files, record
+from steps.chat_template import ChatTemplate
+from steps.entrypoint import Run
+from steps.errors import DataError
+from steps.record import Asset, Result
+from steps.secrets import HF_TOKEN, preferred
+from steps.train import local
+from steps.train.params import PULL_SECRET, TrainParams
+
+
+def check(params: TrainParams, run: Run) -> None:
+    """The parameters can be served here, and the base model can be trained on chats."""
+    local.refuse_what_it_cannot_serve(params)
+    found = base_model.check(params.model, run, **_credentials(params))
+    template = found.chat_template
+    if params.chat_template:
+        from steps.tokens import read_template
+
+        template = read_template(Path(params.chat_template))
+    if not template:
+        raise DataError(
+            f"{params.model}: the tokenizer has no chat template; "
+            "give one with --chat-template (phase_02_train_opt_chat_template)"
+        )
+    ChatTemplate(template).check()
+
+
+def inputs(params: TrainParams, run: Run) -> dict[str, Asset]:
+    """Both splits, the base model at a fixed revision, and the chat template if one is given."""
+    data = record.read(run.workspace, "dataset")
+    if data is None:
+        raise DataError(f"{run.workspace.record('dataset')}: not there; run the dataset step first")
+    found = {"train": data.outputs["train"], "eval": data.outputs["eval"]}
+    found["base_model"] = base_model.pinned(params.model, run, **_credentials(params))
+    if params.chat_template:
+        path = Path(params.chat_template).absolute()
+        found["chat_template"] = Asset(path=str(path), sha256=files.sha256(path))
+    return found
+
+
+def main(params: TrainParams, run: Run) -> Result:
+    """Train on the run's rows and leave the model in the run's folder."""
+    from steps.train.fine_tune import fine_tune
+
+    local.refuse_what_it_cannot_serve(params)
+    trained = fine_tune(params, run)
+    workspace = run.workspace
+    return Result(
+        outputs={
+            "model": Asset.of(workspace.model, workspace),
+            "curve": Asset.of(workspace.curve, workspace),
+        },
+        metrics=trained.metrics,
+        details=trained.details,
+        versions=record.versions(
+            "accelerate", "instructlab-training", "tokenizers", "torch", "transformers"
+        ),
+        results={
+            "model": str(workspace.model),
+            "loss-last": f"{trained.metrics['loss_last']:.6g}",
+        },
+    )
+
+
+def _credentials(params: TrainParams) -> dict[str, str]:
+    return {
+        "hf_token": preferred(params.hf_token, HF_TOKEN, "HF_TOKEN"),
+        "pull_secret": preferred(params.pull_secret, PULL_SECRET, "OCI_PULL_SECRET_MODEL_DOWNLOAD"),
+    }
+
+
+if __name__ == "__main__":
+    entrypoint.run(main, TrainParams, inputs=inputs, check=check)

@@ -1,0 +1,62 @@
+"""What the two ways to train share: what goes in, what comes out, and the loss curve between."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from steps.errors import DataError
+from steps.train.params import TrainParams
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: the same for every backend."""
+
+    params: TrainParams
+    base: Path
+    """Folder of the base model."""
+    tokens: Path
+    """`input_ids` and `labels` of the rows, one JSON object a line."""
+    rows: int
+    checkpoints: Path
+    curve: Path
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Optimizer steps in one pass over the rows; the last may be smaller."""
+        return -(-self.rows // self.params.train_batch)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.steps_an_epoch * self.params.epochs
+
+
+@dataclass(frozen=True)
+class Point:
+    """One optimizer step of the loss curve."""
+
+    step: int
+    epoch: float
+    """Passes over the rows so far."""
+    loss: float
+    """Mean over the tokens of the step that count in the loss."""
+    lr: float
+    tokens_per_second: float
+    """Tokens read a second, masked ones included."""
+
+
+def metrics(points: Iterable[Point]) -> dict[str, float]:
+    """First, last and lowest loss, and the rate over all steps but the first, which warms up."""
+    curve = list(points)
+    if not curve:
+        raise DataError("training ended without a single step")
+    rates = [point.tokens_per_second for point in curve[1:] or curve]
+    return {
+        "steps": curve[-1].step,
+        "loss_first": curve[0].loss,
+        "loss_last": curve[-1].loss,
+        "loss_min": min(point.loss for point in curve),
+        # Each step does about the same work, so its time is what is to be averaged.
+        "tokens_per_second": round(len(rates) / sum(1 / max(rate, 1e-9) for rate in rates), 1),
+    }

@@ -1,0 +1,166 @@
+"""Fine-tuning from rows to a published model, by whichever backend fits the machine.
+
+What a stopped attempt left is used again if it was made for the same result, and removed if not.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from steps import files, record
+from steps.entrypoint import Run
+from steps.params import shown
+from steps.tokens import ChatTokenizer
+from steps.train import local
+from steps.train.backend import Job, Point, metrics
+from steps.train.card import model_card
+from steps.train.params import TrainParams
+from steps.train.publish import publish
+from steps.train.tokenize import SHORTEST, Counts, Limits, refuse_useless, write_tokens
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the record tells of a training."""
+
+    metrics: dict[str, float]
+    details: dict[str, Any]
+
+
+def fine_tune(params: TrainParams, run: Run) -> Trained:
+    """Leave the tuned model under `model/` and say how the training went."""
+    workspace = run.workspace
+    _forget_other_attempts(run)
+    # Between publishing and the record lies the digest of the whole model: this file says that
+    # the training need not be done again if that is cut short.
+    finished = workspace.checkpoints / "finished.json"
+    if not (finished.exists() and workspace.model.exists()):
+        files.write(finished, json.dumps(asdict(_train(params, run))))
+    _clean(params, run)
+    return Trained(**json.loads(finished.read_text()))
+
+
+def _train(params: TrainParams, run: Run) -> Trained:
+    workspace, begun = run.workspace, time.monotonic()
+    base = workspace.locate(run.inputs["base_model"].path or "")
+    template = Path(params.chat_template) if params.chat_template else None
+    tokenizer = ChatTokenizer.load(base, template)
+    rows = _tokenise(params, run, tokenizer)
+    tokenised = time.monotonic()
+    job = Job(
+        params=params,
+        base=base,
+        tokens=workspace.train_tokens,
+        rows=rows.kept,
+        checkpoints=workspace.checkpoints,
+        curve=workspace.curve,
+    )
+    log.info("%d steps of up to %d rows, %d epoch(s)", job.steps, params.train_batch, params.epochs)
+    found = metrics(_run(job)) | {
+        "rows_trained": rows.kept,
+        "rows_dropped_long": rows.dropped_long,
+        "rows_dropped_short": rows.dropped_short,
+        "tokens_trained": rows.tokens_trained,
+    }
+    trained = time.monotonic()
+    publish(
+        workspace.checkpoints / "model",
+        workspace.model,
+        base=base,
+        chat_template=tokenizer.template.source,
+        stop_ids=tuple(tokenizer.stop_ids),
+        card=_card(params, run, found),
+    )
+    seconds = {
+        "tokenising": round(tokenised - begun, 1),
+        "training": round(trained - tokenised, 1),
+        "publishing": round(time.monotonic() - trained, 1),
+    }
+    return Trained(found, {"tokens": asdict(rows), "seconds": seconds})
+
+
+def _tokenise(params: TrainParams, run: Run, tokenizer: ChatTokenizer) -> Counts:
+    workspace = run.workspace
+    # A row that fits in no forward pass would be lost in training; it is dropped and counted here.
+    # The upper limit itself is out of bounds too, as in instructlab-training's `data_process`.
+    limits = Limits(SHORTEST, min(params.max_seq_len - 1, params.tokens))
+    rows = write_tokens(workspace.train_rows, workspace.train_tokens, tokenizer, limits)
+    held_out = write_tokens(workspace.eval_rows, workspace.eval_tokens, tokenizer)
+    log.info(
+        "training on %s of %s rows: %s tokens, %s of them in the loss; dropped: %s longer than %s "
+        "tokens, %s shorter than %s, %s without a token in the loss; %s rows are held out",
+        *(f"{n:,}" for n in (rows.kept, rows.rows, rows.tokens, rows.tokens_trained)),
+        *(f"{n:,}" for n in (rows.dropped_long, limits.longest, rows.dropped_short)),
+        *(f"{n:,}" for n in (limits.shortest, rows.dropped_masked, held_out.rows)),
+    )
+    refuse_useless(rows, workspace.train_rows, limits)
+    return rows
+
+
+def _run(job: Job) -> list[Point]:
+    job.checkpoints.mkdir(parents=True, exist_ok=True)
+    job.curve.parent.mkdir(parents=True, exist_ok=True)
+    variables, _ = local.environment(job.params.env_vars)
+    if local.has_gpu():
+        from steps.train import instructlab
+
+        return instructlab.train(job, environment=variables)
+    from steps.train import cpu
+
+    os.environ.update(variables)
+    log.info(
+        "there is no GPU: training on the CPU; workers, gpu, cpu and memory count for nothing here"
+    )
+    return cpu.train(job)
+
+
+def _forget_other_attempts(run: Run) -> None:
+    """Remove checkpoints, tokens and model of an attempt at another result."""
+    workspace = run.workspace
+    marker = workspace.checkpoints / "fingerprint"
+    if not marker.exists() or marker.read_text() != run.fingerprint:
+        for path in (
+            workspace.checkpoints,
+            workspace.train_tokens,
+            workspace.eval_tokens,
+            workspace.curve,
+            workspace.model,
+        ):
+            files.remove(path)
+        files.write(marker, run.fingerprint)
+
+
+def _clean(params: TrainParams, run: Run) -> None:
+    """Keep of the checkpoints what the parameters ask for: models of epochs, the full state."""
+    for entry in run.workspace.checkpoints.iterdir():
+        if entry.name in ("fingerprint", "finished.json"):
+            continue
+        is_state = entry.name.startswith(("state-", "full_state"))
+        is_model = entry.name.startswith(("epoch-", "samples-", "hf_format"))
+        if (is_state and params.save_full_state) or is_model:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+
+
+def _card(params: TrainParams, run: Run, found: dict[str, float]) -> str:
+    data = record.read(run.workspace, "dataset")
+    assert data is not None  # `inputs` has read it
+    return model_card(
+        name=run.name,
+        base_model=run.inputs["base_model"].uri or "",
+        base_revision=run.inputs["base_model"].revision,
+        data_uri=str(data.parameters["data_uri"]),
+        data_sha256=data.outputs["train"].sha256 or "",
+        rows=int(found["rows_trained"]),
+        parameters=shown(params),
+        metrics=found,
+        versions=record.versions("instructlab-training", "torch", "transformers"),
+    )

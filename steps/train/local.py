@@ -1,0 +1,53 @@
+"""What this machine, or this pod, can serve of a training's parameters, and what only a cluster can."""
+
+import logging
+
+from steps.errors import UsageError
+from steps.flags import flag
+from steps.params import required_on_cluster_only
+from steps.train.params import TrainParams
+
+log = logging.getLogger(__name__)
+
+
+def refuse_what_it_cannot_serve(params: TrainParams) -> None:
+    """Raise UsageError naming every parameter that would have no effect here."""
+    refused = [
+        f"{flag(name)} needs a cluster: leave it at its default here"
+        for name in required_on_cluster_only(params)
+    ]
+    if params.launcher == "trainjob":
+        refused.append("--launcher trainjob is not there yet: use local")
+    if not has_gpu():
+        refused += _on_cpu(params)
+    refused += environment(params.env_vars)[1]
+    if refused:
+        raise UsageError("\n  ".join(refused))
+
+
+def has_gpu() -> bool:
+    """Whether this process sees a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def environment(text: str) -> tuple[dict[str, str], list[str]]:
+    """`K=V,K=V` as variables, and what is wrong with it."""
+    pairs = [pair.strip() for pair in text.split(",") if pair.strip()]
+    wrong = [f"--env-vars: {pair!r} is not K=V" for pair in pairs if pair.find("=") < 1]
+    if wrong:
+        return {}, wrong
+    return dict(pair.split("=", 1) for pair in pairs), []
+
+
+def _on_cpu(params: TrainParams) -> list[str]:
+    default = type(params).model_fields
+    refused = []
+    if params.use_liger:
+        refused.append("--use-liger needs a GPU: its kernels are written for one")
+    if params.fsdp_sharding != default["fsdp_sharding"].default:
+        refused.append("--fsdp-sharding needs GPUs: there is nothing to shard over here")
+    if params.num_procs not in ("auto", "1"):
+        refused.append("--num-procs needs GPUs: one process uses all cores here")
+    return refused
