@@ -40,13 +40,16 @@ class Formatter(logging.Formatter):
 
     def __init__(self, step: str) -> None:
         self.converter = time.gmtime
+        self._separator = f" {step}: "
         super().__init__(
             f"%(asctime)s %(levelname)s {step}: %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, traceback included, with hidden values masked."""
-        return redact(super().format(record))
+        """The message, traceback included, each of its lines with its own time and level."""
+        first, *more = redact(super().format(record)).splitlines()
+        head = first[: first.index(self._separator) + len(self._separator)]
+        return "\n".join([first, *(f"{head}{line}" for line in more)])
 
 
 def set_up(step: str, level: str) -> None:

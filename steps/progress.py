@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from steps.quantities import duration
+
 log = logging.getLogger(__name__)
 
 _LINE_EVERY = 10.0
@@ -45,7 +47,7 @@ class Progress:
         words += [f"{name.replace('_', ' ')} {value}" for name, value in facts.items()]
         rate = (done - (self._first or 0)) / max(now - self._started, 1e-9)
         if not last and rate > 0:
-            words.append(f"{_duration((self._total - done) / rate)} left")
+            words.append(f"{duration((self._total - done) / rate)} left")
         log.info(", ".join(words))
 
 
@@ -92,11 +94,3 @@ def progress(what: str, total: int, unit: str) -> Iterator[Progress]:
     shown = _Bar(what, total, unit)
     with shown.bar:
         yield shown
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -266,7 +266,9 @@ class _Engine:
         level, text = _told(line)
         if level is None:
             # Not from a step's logger, so not in its log yet: a library's print, a crash's trace.
-            with self._workspace.log(name).open("a", encoding="utf-8") as log:
+            path = self._workspace.log(name)
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as log:
                 log.write(redact(line) + "\n")
         self._console.line(name, level, text)
 

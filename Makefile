@@ -1,0 +1,61 @@
+# Set-up, tests and a first run. `make` lists the targets.
+# Everything is installed in .venv; a path with spaces works.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO := runs/demo-inputs
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench gpu-check constraints clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/local ## Fine-tune a tiny model on this machine and write runs/demo/report.html
+	@$(PY) examples/dictionary/make.py $(DEMO)
+	@rm -rf runs/demo
+	@$(PY) -m workflows.cli run --run-name demo --params examples/dictionary/params.yaml \
+		--data-uri "$(CURDIR)/$(DEMO)/chats.jsonl" --model "$(CURDIR)/$(DEMO)/model" \
+		--tasks "[\"$(CURDIR)/$(DEMO)/dictionary.yaml\"]"
+
+test: $(VENV)/dev ## Run the tests
+	$(PY) -m pytest
+
+check: $(VENV)/dev ## Format, lint, types, tests: what CI runs
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+format: $(VENV)/dev ## Format the code, and renew what is generated from it
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(PY) -m workflows.readme
+
+bench: $(VENV)/dev ## Measure against named baselines, as ratios in one run
+	$(PY) -m benchmarks
+
+gpu-check: $(VENV)/dev ## Run the tests that need a CUDA device
+	$(PY) -m pytest -m gpu
+
+constraints: $(VENV)/dev ## Renew constraints.txt from what is installed
+	@{ sed -n '/^#/p' constraints.txt; \
+	   $(PY) -m pip freeze --exclude-editable | sed -E 's/ @ .*-([0-9.]+)(%2B|\+)[^-]*-.*/==\1/; s/\+[a-z0-9.]+$$//'; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean: ## Remove the environment, caches and runs
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/local: pyproject.toml constraints.txt
+	@$(call install,local)
+$(VENV)/dev: pyproject.toml constraints.txt
+	@$(call install,dev)
+
+define install
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; make PYTHON=python3.12 names another")'
+test -x $(PY) || $(PYTHON) -m venv $(VENV)
+echo "installing into $(VENV): a few minutes the first time"
+$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(1)]'
+touch $@
+endef

@@ -1,0 +1,66 @@
+"""Write a number, after waiting on a pipe if told so, or fail in a chosen way."""
+
+import errno
+import os
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import NonNegativeInt, SecretStr
+
+from steps import entrypoint, errors, files
+from steps.entrypoint import Run
+from steps.params import Man, StepParams
+from steps.progress import progress
+from steps.record import Asset, Result
+
+
+class CountParams(StepParams):
+    """Count to a number."""
+
+    step: ClassVar[str] = "count"
+
+    number: Man[NonNegativeInt]
+    """Count to this."""
+    wait: str = ""
+    """Path of a named pipe to read before the end."""
+    fail: str = ""
+    """Name of an error class to raise, or `bug`, or `full`."""
+    fail_check: str = ""
+    """Name of an error class that the check raises."""
+    password: SecretStr = SecretStr("")
+    """Printed, to see whether it is hidden."""
+
+
+def check(params: CountParams, run: Run) -> None:
+    if params.fail_check:
+        raise getattr(errors, params.fail_check)("the check says no")
+
+
+def inputs(params: CountParams, run: Run) -> dict[str, Asset]:
+    return {}
+
+
+def main(params: CountParams, run: Run) -> Result:
+    print("printed by a library")
+    entrypoint.log.info("the password is %s", params.password.get_secret_value())
+    with progress("counting", params.number, "numbers") as shown:
+        shown.update(params.number)
+    path = run.workspace.root / "count.txt"
+    files.write(path, str(params.number))
+    if params.wait:
+        Path(params.wait).read_text()
+    if params.fail == "bug":
+        raise RuntimeError("a bug")
+    if params.fail == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    if params.fail:
+        raise getattr(errors, params.fail)("count.txt:1: it failed")
+    return Result(
+        outputs={"count": Asset.of(path, run.workspace)},
+        metrics={"number": params.number, "nan": float("nan")},
+        results={"number": str(params.number)},
+    )
+
+
+if __name__ == "__main__":
+    entrypoint.run(main, CountParams, inputs=inputs, check=check)
