@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -15,8 +16,20 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
     The bytes are on the disk before the name is: a power cut leaves the old file or the new one.
     """
+    with _renamed_when_whole(path, f".{path.name}.partial") as file:
+        yield file
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a whole small file. Of several writers at once, one wins; none is disturbed."""
+    with _renamed_when_whole(path, f".{path.name}.{uuid.uuid4().hex}.partial") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def _renamed_when_whole(path: Path, name: str) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(name)
     try:
         with partial.open("wb") as file:
             yield file
@@ -26,12 +39,6 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Write a whole small file."""
-    with atomic(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

@@ -16,10 +16,8 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share between 0 and 1 as per cent, to a decimal where that says more: 92.5%, 100%."""
-    if share is None:
-        return NONE
-    return f"{100 * share:.1f}".removesuffix(".0") + "%"
+    """A share between 0 and 1 as per cent: 92.5%."""
+    return NONE if share is None else f"{100 * share:.1f}%"
 
 
 def duration(seconds: float) -> str:

@@ -79,7 +79,7 @@ def test_ids_and_labels_equal_those_of_instructlab(
     row = {"messages": CHATS[chat]}
     ours = ChatTokenizer.load(models[name])
     if (name, chat) in UNKNOWN:
-        with pytest.raises(TemplateError, match="not known here|are known here"):
+        with pytest.raises(TemplateError, match=r"(not|are) known here"):
             ours.encode([row])
         return
     theirs = unmask_sample(row, configure_tokenizer(str(models[name])))
@@ -171,7 +171,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused_unless_one_is_given(
     tmp_path: Path,
 ) -> None:
     model = make_model(tmp_path, template=None)
-    with pytest.raises(DataError, match="no chat template.*--chat-template"):
+    with pytest.raises(DataError, match=r"no chat template.*--chat-template"):
         ChatTokenizer.load(model)
     given = ChatTokenizer.load(model, TEMPLATES / "chatml_tools.jinja")
     assert trained_text(given, {"messages": SHORT}) == "Paris.<|im_end|>"

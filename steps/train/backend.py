@@ -20,6 +20,8 @@ class Job:
     rows: int
     checkpoints: Path
     curve: Path
+    chat_template: str | None = None
+    """The template that was given in place of the tokenizer's."""
 
     @property
     def steps_an_epoch(self) -> int:

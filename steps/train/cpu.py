@@ -183,7 +183,7 @@ def _packed_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    split = [part.split(_Lengths.now, dim=2) for part in (query, key, value)]
+    split = [torch.split(part, list(_Lengths.now), dim=2) for part in (query, key, value)]
     rows = [
         torch.nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, dropout_p=dropout if module.training else 0.0, scale=scaling
@@ -289,6 +289,7 @@ class _States:
         for state in older:
             if state != target:
                 shutil.rmtree(state)
+        log.info("checkpoint after step %d", position.step)
 
 
 class _Saver:

@@ -61,6 +61,7 @@ def _train(params: TrainParams, run: Run) -> Trained:
         rows=rows.kept,
         checkpoints=workspace.checkpoints,
         curve=workspace.curve,
+        chat_template=tokenizer.template.source if template else None,
     )
     log.info("%d steps of up to %d rows, %d epoch(s)", job.steps, params.train_batch, params.epochs)
     found = metrics(_run(job)) | {
@@ -161,6 +162,7 @@ def _card(params: TrainParams, run: Run, found: dict[str, float]) -> str:
         data_sha256=data.outputs["train"].sha256 or "",
         rows=int(found["rows_trained"]),
         parameters=shown(params),
-        metrics=found,
+        # Equal trainings give equal models, card included; their speed is not the model's.
+        metrics={name: value for name, value in found.items() if name != "tokens_per_second"},
         versions=record.versions("instructlab-training", "torch", "transformers"),
     )

@@ -42,6 +42,7 @@ def train(job: Job, *, environment: Mapping[str, str]) -> list[Point]:
     _remove_partial_states(job.checkpoints)
     words = command(
         job,
+        base=_with_template(job),
         processes=_processes(job.params.num_procs, torch.cuda.device_count()),
         flash_attention=_has_flash_attention(torch.cuda.get_device_capability()),
     )
@@ -54,7 +55,7 @@ def train(job: Job, *, environment: Mapping[str, str]) -> list[Point]:
     return points
 
 
-def command(job: Job, *, processes: int, flash_attention: bool) -> list[str]:
+def command(job: Job, *, base: Path, processes: int, flash_attention: bool) -> list[str]:
     """The argument list that starts torchrun with the library's worker.
 
     Every flag is one of `instructlab/training/main_ds.py`; defaults that differ from ours are
@@ -69,7 +70,7 @@ def command(job: Job, *, processes: int, flash_attention: bool) -> list[str]:
         f"--nproc-per-node={processes}",
         "--module",
         WORKER,
-        f"--model_name_or_path={job.base}",
+        f"--model_name_or_path={base}",
         f"--model-class={'Liger' if params.use_liger else 'CausalLM'}",
         f"--data_path={job.tokens}",
         f"--output_dir={job.checkpoints}",
@@ -224,6 +225,23 @@ def _link(folder: Path, target: Path) -> None:
     """The folder's files under another name, without a second copy of the weights."""
     with files.atomic_folder(target) as partial:
         shutil.copytree(folder, partial, copy_function=os.link, dirs_exist_ok=True)
+
+
+def _with_template(job: Job) -> Path:
+    """The base model; under a given chat template a view of it, for the worker wants one there."""
+    if job.chat_template is None:
+        return job.base
+    from transformers import AutoTokenizer
+
+    view = job.checkpoints / "base"
+    with files.atomic_folder(view) as folder:
+        for pattern in ("config.json", "generation_config.json", "*.safetensors*", "*.bin*"):
+            for file in job.base.glob(pattern):
+                (folder / file.name).symlink_to(file.resolve())
+        tokenizer: Any = AutoTokenizer.from_pretrained(job.base)
+        tokenizer.chat_template = job.chat_template
+        tokenizer.save_pretrained(folder)
+    return view
 
 
 def _remove_partial_states(checkpoints: Path) -> None:

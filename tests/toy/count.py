@@ -41,7 +41,7 @@ def inputs(params: CountParams, run: Run) -> dict[str, Asset]:
 
 
 def main(params: CountParams, run: Run) -> Result:
-    print("printed by a library")
+    print("printed by a library")  # noqa: T201
     entrypoint.log.info("the password is %s", params.password.get_secret_value())
     with progress("counting", params.number, "numbers") as shown:
         shown.update(params.number)
