@@ -160,7 +160,10 @@ def _work(
             results=result.results,
         )
         done.write(workspace)
-        log.info("%s in %.1f s", done.reason or "done", done.seconds)
+        if done.reason:
+            log.info("skipped: %s", done.reason)
+        else:
+            log.info("done in %.1f s", done.seconds)
     if run.bound.outputs:
         for name, value in done.results.items():
             files.write(run.bound.outputs / name, value)
@@ -168,7 +171,11 @@ def _work(
 
 
 def _listed(params: StepParams) -> str:
-    return " ".join(f"{name}={flags.as_text(value)!r}" for name, value in shown(params).items())
+    texts = {name: flags.as_text(value) for name, value in shown(params).items()}
+    return " ".join(
+        f"{name}={text!r}" if not text or " " in text else f"{name}={text}"
+        for name, text in texts.items()
+    )
 
 
 def _hide_secrets(params: StepParams) -> None:

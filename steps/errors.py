@@ -68,10 +68,16 @@ class ConfigError(StepError):
     exit_code = os.EX_CONFIG
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived. State is kept; the same command goes on."""
+class Terminated(SystemExit):
+    """SIGTERM arrived. State is kept; the same command goes on.
+
+    A SystemExit, because asyncio lets only that and KeyboardInterrupt out of its callbacks.
+    """
 
     exit_code = 143
+
+    def __init__(self) -> None:
+        super().__init__(self.exit_code)
 
 
 _VOLUME_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}

@@ -60,6 +60,8 @@ def set_up(step: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("steps").setLevel(level)
+    # Says of every saved model with tied weights that it left one copy out.
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(
         logging.WARNING if level == "DEBUG" else logging.ERROR

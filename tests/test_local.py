@@ -107,7 +107,9 @@ def test_a_secret_travels_by_the_environment_and_is_not_kept(tmp_path: Path) -> 
     assert all("hunter2" not in text for text in written)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)]
+)
 def test_a_stopped_run_stops_its_steps_and_can_go_on(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

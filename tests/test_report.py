@@ -371,6 +371,13 @@ def test_long_text_is_folded_and_whole() -> None:
     assert text in html
 
 
+def test_text_of_many_lines_is_folded() -> None:
+    run = make_run()
+    run["samples"] = [{"prompt": "Q", "expected": "A", "tuned": "\n" * 40 + "end"}]
+    html = report.render(**run)
+    assert '<span class="start" dir="auto">end…</span>' in html
+
+
 def test_earlier_turns_of_a_long_prompt_are_folded() -> None:
     page = Page(report.render(**make_run()))
     assert "3 earlier turns system You are a gardener. Answer briefly." in page.text

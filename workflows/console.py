@@ -4,8 +4,6 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from steps.record import Record
-
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import TaskID
@@ -93,9 +91,7 @@ class Console:
             done, total = units
             self._bars.update(self._tasks[name], completed=done, total=total)
 
-    def finished(self, name: str, record: Record | None) -> None:
+    def finished(self, name: str) -> None:
         """A step has ended well."""
         if self._bars:
             self._bars.remove_task(self._tasks.pop(name))
-        if record and record.status == "skipped":
-            self.line(name, "WARNING", f"skipped: {record.reason}")

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ from workflows.pipeline import SFT, Pipeline, Step
 Verbosity = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 _SECONDS_TO_STOP = 60
+_ASIDES_SHOWN = 20
+_TOLD = {64, 65, 74, 75, 77, 78, 130, 143}
+"""Exit codes whose reason the step has told in a line of its own."""
 _LINE = re.compile(r"^\S+Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w-]+: (.*)$")
 
 
@@ -217,6 +221,7 @@ class _Engine:
         self._waiting = [step for step in options.pipeline.steps if step.name in chosen]
         self._running: dict[str, _Process] = {}
         self._lines: queue.Queue[tuple[str, str | None]] = queue.Queue()
+        self._asides: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=_ASIDES_SHOWN))
 
     def run(self) -> None:
         """Run all; raise StepFailedError at the first step that fails, once the others have stopped."""
@@ -255,11 +260,14 @@ class _Engine:
             return
         code = self._running.pop(name).end()
         if code:
+            if code not in _TOLD:
+                for text in self._asides[name]:
+                    self._console.line(name, None, text)
             log = self._workspace.log(name)
             raise StepFailedError(
                 name, code, f"{name} failed with exit code {code}; its log is {log}"
             )
-        self._console.finished(name, record.read(self._workspace, name))
+        self._console.finished(name)
         self._start_ready()
 
     def _tell(self, name: str, line: str) -> None:
@@ -270,6 +278,9 @@ class _Engine:
             path.parent.mkdir(exist_ok=True)
             with path.open("a", encoding="utf-8") as log:
                 log.write(redact(line) + "\n")
+            self._asides[name].append(text)
+            if self._options.verbosity != "DEBUG":
+                return
         self._console.line(name, level, text)
 
     def _stop(self) -> None:

@@ -7,6 +7,7 @@ the same bytes), FOLDER/chats.jsonl, and FOLDER/dictionary.yaml, an lm-eval task
 """
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ def main(folder: Path) -> None:
     if (folder / "dictionary.yaml").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TQDM_DISABLE", "1")
     random_numbers = random.Random(SEED)
     chats = [chat(random_numbers) for _ in range(ROWS)]
     lines = [json.dumps({"messages": messages}, ensure_ascii=False) for messages in chats]
@@ -117,10 +119,9 @@ def make_task(folder: Path, random_numbers: random.Random) -> None:
         choices = [right, *wrong]
         random_numbers.shuffle(choices)
         other = random_numbers.choice(wrong)
-        question = [{"role": "user", "content": f"Translate word by word: {right} {other}"}]
         questions.append(
             {
-                "question": question[0]["content"],
+                "question": f"Translate word by word: {right} {other}",
                 "choices": [f"{WORDS[choice]} {WORDS[other]}" for choice in choices],
                 "answer": choices.index(right),
             }
@@ -133,7 +134,7 @@ def make_task(folder: Path, random_numbers: random.Random) -> None:
         "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
         "test_split": "test",
         "output_type": "multiple_choice",
-        "doc_to_text": "<|im_start|>user\n{{question}}<|im_end|>\n<|im_start|>assistant\n",
+        "doc_to_text": "{{question}}",
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "answer",
         "target_delimiter": "",

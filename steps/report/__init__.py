@@ -20,6 +20,8 @@ from steps.workspace import STEPS, Workspace
 MOST_SAMPLES = 20
 LONG_TEXT = 360
 """Characters; longer text is folded."""
+LONG_LINES = 8
+"""Lines; more are folded too: an untrained model may answer with nothing but line breaks."""
 
 
 def write(workspace: Workspace) -> None:
@@ -93,6 +95,7 @@ def render(
         registration=registration or {},
         seconds=sum(done.seconds for done in records.values()),
         long_text=LONG_TEXT,
+        long_lines=LONG_LINES,
     )
 
 
