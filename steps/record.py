@@ -80,7 +80,7 @@ class Record(BaseModel):
     parameters: dict[str, Any]
     inputs: dict[str, Asset]
     outputs: dict[str, Asset]
-    metrics: dict[str, float]
+    metrics: dict[str, int | float]
     versions: dict[str, str]
     details: dict[str, Any] = {}
     results: dict[str, str] = {}
