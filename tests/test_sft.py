@@ -1,0 +1,201 @@
+"""The `sft` command: the whole pipeline with its four real steps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_training_cpu import write_chats
+from tests.tiny import make_model
+
+SFT = [sys.executable, "-m", "workflows.cli"]
+TASK = {
+    "task": "colours",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def sft(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SFT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+
+
+def make_task(folder: Path, name: str) -> Path:
+    data = folder / f"{name}.jsonl"
+    rows = [{"question": f"{n}?", "choices": ["one", "two"], "answer": n % 2} for n in range(4)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / f"{name}.yaml"
+    task = TASK | {"task": name, "dataset_kwargs": {"data_files": {"test": str(data)}}}
+    path.write_text(json.dumps(task))
+    return path
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[object]:
+    """A small run with all four steps."""
+    return [
+        *("--data-uri", write_chats(tmp_path / "chats.jsonl")),
+        *("--model", make_model(tmp_path / "base", "llama")),
+        *("--tasks", json.dumps([str(make_task(tmp_path, "colours"))])),
+        *("--train-batch", 8, "--learning-rate", 0.01, "--heldout-limit", 2),
+        *("--cache", tmp_path / "cache"),
+    ]
+
+
+def record(run: Path, step: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((run / f"{step}.json").read_text())
+    return found
+
+
+def test_one_command_makes_an_evaluated_model_and_a_resumed_run_does_what_is_missing(
+    tmp_path: Path, arguments: list[object]
+) -> None:
+    run = tmp_path / "my runs" / "first"
+    done = sft("run", *arguments, "--runs", run.parent, "--run-name", run.name)
+    assert done.returncode == 0, done.stderr
+    assert "held-out loss" in done.stdout
+    assert "colours.acc" in done.stdout
+    statuses = {step: record(run, step)["status"] for step in ("dataset", "train", "evaluate")}
+    assert set(statuses.values()) == {"done"}
+    assert record(run, "register")["status"] == "skipped"
+    assert json.loads((run / "registration.json").read_text())["status"] == "skipped"
+    assert (run / "report.html").read_text().count("<section") > 3
+
+    before = {step: (run / f"{step}.json").read_bytes() for step in ("dataset", "train")}
+    evaluated = record(run, "evaluate")["finished"]
+    again = sft("run", "--resume", run, "--cache", tmp_path / "cache")
+    assert again.returncode == 0, again.stderr
+    assert record(run, "evaluate")["finished"] == evaluated
+
+    other = json.dumps([str(make_task(tmp_path, "shapes"))])
+    changed = sft("run", "--resume", run, "--tasks", other, "--cache", tmp_path / "cache")
+    assert changed.returncode == 0, changed.stderr
+    assert {step: (run / f"{step}.json").read_bytes() for step in before} == before
+    metrics = record(run, "evaluate")["metrics"]
+    assert isinstance(metrics, dict)
+    assert "shapes.acc" in metrics
+    assert "colours.acc" not in metrics
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, arguments: list[object]
+) -> None:
+    run = tmp_path / "runs" / "killed"
+    words = [*arguments, "--save-samples", 8, "--runs", run.parent, "--run-name", run.name]
+    with subprocess.Popen(
+        [*SFT, "run", *map(str, words)], stderr=subprocess.PIPE, text=True
+    ) as engine:
+        assert engine.stderr is not None
+        for line in engine.stderr:
+            if "checkpoint after step 2" in line:
+                engine.send_signal(signal.SIGKILL)
+                break
+        engine.stderr.read()
+    rows = (run / "dataset" / "train.jsonl").read_bytes()
+    resumed = sft("run", "--resume", run, "--cache", tmp_path / "cache")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step" in resumed.stderr
+    assert (run / "dataset" / "train.jsonl").read_bytes() == rows
+
+
+def test_parameters_from_a_file_go_by_any_name_and_flags_win(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        "phase_01_dataset_man_data_uri: /nowhere/chats.jsonl\n"
+        "train_epochs: 2\n"
+        "batch: 4\n"
+        "phase_02_train_opt_cpu: 8\n"
+        "version: one\n"
+        "epoks: 3\n"
+    )
+    told = sft("run", "--params", path, "--train-epochs", "0", "--check").stderr
+    assert "--epochs: input should be greater than 0, got '0'" in told
+    assert "--version: " in told
+    assert "epoks is not a parameter; did you mean --epochs?" in told
+    assert "--batch" not in told
+    assert "data" not in told
+
+
+def test_a_name_that_two_steps_share_is_asked_back(tmp_path: Path) -> None:
+    told = sft("run", "--data-uri", "/x.jsonl", "--seed", "3")
+    assert told.returncode == 64
+    assert "--dataset-seed" in told.stderr
+    assert "--train-seed" in told.stderr
+
+
+def test_nothing_to_evaluate_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    told = sft(
+        *("run", "--data-uri", "/x.jsonl", "--data-split", "1.0", "--tasks", "[]"),
+        *("--runs", tmp_path / "runs"),
+    )
+    assert told.returncode == 64
+    assert "nothing would be evaluated" in told.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_checks_of_all_steps_are_told_before_the_first_step_starts(tmp_path: Path) -> None:
+    told = sft(
+        *("run", "--data-uri", tmp_path / "none.jsonl", "--model", tmp_path / "none"),
+        *("--tasks", json.dumps([str(tmp_path / "none.yaml")]), "--address", "http://127.0.0.1:1"),
+        *("--runs", tmp_path / "runs", "--run-name", "first"),
+    )
+    assert told.returncode == 65
+    for step in ("dataset", "train", "evaluate", "register"):
+        assert f"\n{step}" in told.stderr
+    assert "nothing was started" in told.stderr
+    assert not list((tmp_path / "runs").rglob("*.json*"))
+
+
+def test_later_steps_alone_take_a_given_model(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "tuned")
+    done = sft(
+        *("run", "--from", "evaluate", "--evaluate-model", model),
+        *("--tasks", json.dumps([str(make_task(tmp_path, "colours"))])),
+        *("--runs", tmp_path / "runs", "--run-name", "scores", "--cache", tmp_path / "cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "scores"
+    assert sorted(path.stem for path in run.glob("*.json")) == [
+        "evaluate",
+        "register",
+        "registration",
+    ]
+
+
+def test_a_folder_named_steps_where_the_user_stands_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "__init__.py").write_text("raise RuntimeError")
+    command = [sys.executable, "-P", "-m", "workflows.cli"]
+    told = subprocess.run(
+        [*command, "run", "--data-uri", tmp_path / "none.jsonl", "--check"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert "RuntimeError" not in told.stderr
+    assert "none.jsonl" in told.stderr
+
+
+def test_help_lists_every_parameter(tmp_path: Path) -> None:
+    from workflows import SFT as PIPELINE
+
+    shown = sft("run", "--help").stdout
+    for parameter in PIPELINE.parameters():
+        flag = f"--{parameter.step.name}-{parameter.field_name}".replace("_", "-")
+        assert flag in shown
+    assert "sft run" in sft("--help").stdout
+    assert sft("--version").stdout.startswith("sft-pipeline ")
+
+
+def test_an_unknown_command_is_a_mistake_of_use() -> None:
+    assert sft("rum").returncode == 64
