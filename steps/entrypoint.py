@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from steps import files, flags, logs, record, report
+from steps import files, flags, logs, record
 from steps.errors import StepError, Terminated, UsageError, volume_error
 from steps.params import Bound, StepParams, is_secret, shown
 from steps.record import Asset, Record, Result
@@ -167,6 +167,9 @@ def _work(
     if run.bound.outputs:
         for name, value in done.results.items():
             files.write(run.bound.outputs / name, value)
+
+    from steps import report  # its imports would slow every --help
+
     report.write(workspace)
 
 

@@ -24,12 +24,13 @@ def check(params: TrainParams, run: Run) -> None:
         from steps.tokens import read_template
 
         template = read_template(Path(params.chat_template))
-    if not template:
+    if template:
+        ChatTemplate(template).check()
+    elif found.examined:
         raise DataError(
             f"{params.model}: the tokenizer has no chat template; "
             "give one with --chat-template (phase_02_train_opt_chat_template)"
         )
-    ChatTemplate(template).check()
 
 
 def inputs(params: TrainParams, run: Run) -> dict[str, Asset]:

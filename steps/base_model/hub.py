@@ -1,0 +1,244 @@
+"""Base models of the Hugging Face Hub, fetched once into a cache of the hub's own layout.
+
+The client checks the length of what it downloads, but not the bytes; here they are.
+"""
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from steps import files
+from steps.base_model.folder import Folder
+from steps.base_model.hub_errors import SECRET, first_line, is_transient, retry_after, told
+from steps.base_model.model import Found, ModelSource, examine
+from steps.errors import DataError, TransientError
+from steps.progress import progress
+from steps.quantities import size
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WAITS = (1.0, 2.0, 4.0)
+"""Seconds between the attempts at a question that the client itself asks only once."""
+_LONGEST_WAIT = 60.0
+
+# Weights of other frameworks and copies of the same ones; nothing here loads them.
+_OTHER_WEIGHTS = re.compile(
+    r"consolidated.*|.*\.(gguf|h5|msgpack|onnx|onnx_data|ot|pkl|pt|pth|tflite|ckpt|nemo)"
+)
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A repository of models on the hub."""
+
+    repository: str
+    revision: str | None
+    """Branch, tag or commit; None is the default branch."""
+    token: str = field(repr=False)
+    """Empty takes the one that this machine's user has stored, if any."""
+    cache: Path
+
+    def at(self, revision: str) -> "HubModel":
+        """The model at a commit."""
+        return replace(self, revision=revision)
+
+    def check(self) -> Found:
+        """See Source. Small files are fetched into the cache."""
+        if self._is_here():
+            return Folder(
+                self.repository, self._snapshot(str(self.revision)), portable=True
+            ).check()
+        with told(self.repository, self.revision, self.token):
+            return self._examine(self._information())
+
+    def fetch(self) -> ModelSource:
+        """See Source. A commit that is whole in the cache is not asked for again."""
+        if self._is_here():
+            return self._source(str(self.revision))
+        with told(self.repository, self.revision, self.token):
+            information = self._information()
+            commit = str(information.sha)
+            if not self._is_whole(commit):
+                self._examine(information)
+                self._download(information)
+                wanted = "\n".join(file.rfilename for file in _wanted(information))
+                files.write(self._marker(commit), wanted)
+        return self._source(commit)
+
+    def _source(self, commit: str) -> ModelSource:
+        return ModelSource(self.repository, self._snapshot(commit), commit, portable=True)
+
+    @property
+    def _folder(self) -> Path:
+        return self.cache / f"models--{self.repository.replace('/', '--')}"
+
+    def _snapshot(self, commit: str) -> Path:
+        return self._folder / "snapshots" / commit
+
+    def _marker(self, commit: str) -> Path:
+        """Lists the files of the commit that were fetched and checked; written last."""
+        return self._folder / "verified" / commit
+
+    def _is_here(self) -> bool:
+        """Whether the revision is a commit that was fetched before: then nobody need be asked."""
+        commit = self.revision or ""
+        return bool(_COMMIT.fullmatch(commit)) and self._is_whole(commit)
+
+    def _is_whole(self, commit: str) -> bool:
+        marker = self._marker(commit)
+        return marker.exists() and all(
+            (self._snapshot(commit) / name).exists() for name in marker.read_text().splitlines()
+        )
+
+    def _information(self) -> "ModelInfo":
+        from huggingface_hub import HfApi, get_token
+
+        if not (self.token or get_token()):
+            log.warning(
+                "no Hugging Face token: gated and private models are refused without %s", SECRET
+            )
+        return _persist(
+            lambda: HfApi().model_info(
+                self.repository,
+                revision=self.revision,
+                files_metadata=True,
+                timeout=30,
+                token=self.token or None,
+            ),
+            self.repository,
+        )
+
+    def _examine(self, information: "ModelInfo") -> Found:
+        wanted = {file.rfilename: file for file in _wanted(information)}
+
+        def read(name: str) -> str:
+            path = self._file(wanted[name], str(information.sha))
+            return path.read_text(encoding="utf-8")
+
+        return examine(self.repository, wanted, read)
+
+    def _download(self, information: "ModelInfo") -> None:
+        # One after the other: on SIGTERM the client's own pool would first finish its files.
+        wanted, commit = _wanted(information), str(information.sha)
+        total = sum(file.size or 0 for file in wanted)
+        log.info(
+            "fetching %s at %s: %d files, %s", self.repository, commit, len(wanted), size(total)
+        )
+        done = 0
+        with progress(f"fetching {self.repository}", total, "bytes") as shown:
+            for file in wanted:
+                self._file(file, commit, tqdm_class=_bar(shown.update, done))
+                done += file.size or 0
+                shown.update(done)
+
+    def _file(self, file: "RepoSibling", commit: str, **options: Any) -> Path:
+        """One file of the commit, from the cache or the hub, with the bytes that were published."""
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(
+                hf_hub_download(
+                    self.repository,
+                    file.rfilename,
+                    revision=commit,
+                    cache_dir=self.cache,
+                    token=self.token or None,
+                    **options,
+                )
+            )
+        except RuntimeError as error:  # what hf_xet raises for all that goes wrong on the way
+            raise TransientError(
+                f"{self.repository}: {file.rfilename}: {first_line(error)}; try again later"
+            ) from error
+        found = files.sha256(path) if file.lfs else _git_blob(path)
+        published = file.lfs.sha256 if file.lfs else file.blob_id
+        if found != published:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise DataError(
+                f"{self.repository}: {file.rfilename} came with wrong bytes: digest {found}, the "
+                f"hub has published {published}; it was removed, run the same command to fetch it"
+            )
+        return path
+
+
+def _wanted(information: "ModelInfo") -> list["RepoSibling"]:
+    """The files that transformers may load: one copy of the weights, and all small ones."""
+    found = [
+        file
+        for file in information.siblings or []
+        if _is_of_the_model(file.rfilename) and not _OTHER_WEIGHTS.fullmatch(file.rfilename)
+    ]
+    if any(file.rfilename.endswith(".safetensors") for file in found):
+        found = [file for file in found if not file.rfilename.endswith((".bin", ".bin.index.json"))]
+    return found
+
+
+def _is_of_the_model(name: str) -> bool:
+    """Folders below hold other formats; the only one that transformers reads is the templates'."""
+    return "/" not in name or name.startswith("additional_chat_templates/")
+
+
+def _persist(question: Callable[[], T], name: str) -> T:
+    """The answer; asked again, after a wait, where the failure may pass."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's own
+
+    for wait in _WAITS:
+        try:
+            return question()
+        except HTTPError as error:
+            if not is_transient(error):
+                raise
+            asked = retry_after(error)
+            log.warning("%s: %s; trying again", name, first_line(error))
+            time.sleep(wait if asked is None else min(asked, _LONGEST_WAIT))
+    return question()
+
+
+def _git_blob(path: Path) -> str:
+    """The file's ID in git, which is what the hub publishes of small files."""
+    content = path.read_bytes()
+    header = f"blob {len(content)}\0".encode()
+    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
+
+
+def _bar(update: Callable[[int], None], done: int) -> type:
+    """What the client calls of a tqdm bar, for one file; `done` are the bytes of those before."""
+
+    class Bar:
+        def __init__(self, **_: Any) -> None:
+            self._done = done
+
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, count: float | None = 1) -> None:
+            self._done += int(count or 0)
+            update(self._done)
+
+        def update_transfer(self, _: float | None = 1) -> None:
+            """Bytes on the wire; those on the disk are counted."""
+
+        def set_postfix_str(self, _: str, refresh: bool = True) -> None:
+            pass
+
+        set_transfer_postfix_str = set_postfix_str
+
+        def close(self) -> None:
+            pass
+
+    return Bar

@@ -1,0 +1,210 @@
+"""Base models from a real registry, copied by the real skopeo."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers.registry import PASSWORD, Registry, tar
+
+pytestmark = pytest.mark.oci
+
+TEMPLATE = "{{ messages }}"
+LAYERS = [
+    tar({"etc/os-release": "NAME=none"}),
+    tar(
+        {
+            "models/config.json": '{"architectures": ["Qwen2ForCausalLM"]}',
+            "models/tokenizer.json": "{}",
+            "models/chat_template.jinja": TEMPLATE,
+        }
+    ),
+    tar({"models/model.safetensors": "weights" * 1000}),
+]
+Fetch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with Registry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@pytest.fixture
+def fetch(registry: Registry, tmp_path: Path) -> Fetch:
+    """Run a step that only fetches a base model; with the secret unless another is given."""
+
+    def run(
+        name: str, *arguments: str, workspace: str = "run", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        model = name if "://" in name else f"oci://{registry.host}/{name}"
+        command = [sys.executable, "-m", "tests.toy.fetch", f"--model={model}"]
+        command += [f"--workspace={tmp_path / workspace}", f"--cache={tmp_path / 'cache'}"]
+        secret = {"OCI_PULL_SECRET_MODEL_DOWNLOAD": registry.pull_secret()}
+        return subprocess.run(
+            [*command, *arguments],
+            env={**os.environ, **registry.environment, **secret, **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def recorded(workspace: Path) -> Any:
+    return json.loads((workspace / "fetch.json").read_text())["inputs"]["base_model"]
+
+
+def cached(tmp_path: Path) -> list[str]:
+    return [path.name for path in (tmp_path / "cache/oci").iterdir() if path.is_dir()]
+
+
+def test_an_image_is_fetched_once_at_its_digest(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    digest = registry.push("acme/tiny:1", LAYERS)
+    done = fetch("acme/tiny:1")
+    assert done.returncode == 0, done.stderr
+    asset = recorded(tmp_path / "run")
+    assert asset["uri"] == f"oci://{registry.host}/acme/tiny:1"
+    assert asset["revision"] == digest
+    assert asset["path"] == f"../cache/oci/{digest.replace(':', '-')}"
+    model = tmp_path / "run" / asset["path"]
+    assert {path.name for path in model.iterdir()} == {
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+    assert (model / "model.safetensors").read_text() == "weights" * 1000
+    first = model.stat().st_mtime_ns
+    assert fetch("acme/tiny:1", workspace="other").returncode == 0
+    assert model.stat().st_mtime_ns == first
+
+
+def test_a_run_goes_on_with_its_image_without_the_registry(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    digest = registry.push("acme/moving:latest", LAYERS)
+    fetch("acme/moving")
+    registry.push("acme/moving:latest", [*LAYERS, tar({"models/more.txt": "more"})])
+    again = fetch("acme/moving", PATH=str(tmp_path))
+    assert "already done" in again.stderr
+    fetch("acme/moving", workspace="other")
+    assert recorded(tmp_path / "run")["revision"] == digest
+    assert recorded(tmp_path / "other")["revision"] != digest
+
+
+def test_an_image_can_be_named_by_its_digest(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    digest = registry.push("acme/pinned:1", LAYERS)
+    done = fetch(f"acme/pinned@{digest}")
+    assert done.returncode == 0, done.stderr
+    assert recorded(tmp_path / "run")["revision"] == digest
+
+
+def test_layers_compressed_by_zstd_are_read(registry: Registry, fetch: Fetch) -> None:
+    layers = [tar({"etc/os-release": "NAME=zstd"}), *LAYERS]
+    registry.push("acme/zstd:1", layers, "--dest-compress-format=zstd")
+    done = fetch("acme/zstd:1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_check_looks_into_an_image_only_where_it_is_here(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    registry.push("acme/checked:1", LAYERS)
+    checked = fetch("acme/checked:1", "--check")
+    assert checked.returncode == 0, checked.stderr
+    assert "examined False" in checked.stderr
+    assert list(tmp_path.iterdir()) == []
+    fetch("acme/checked:1")
+    assert f"examined True, chat template {TEMPLATE!r}" in fetch("acme/checked:1", "--check").stderr
+
+
+@pytest.mark.parametrize("password", ["", "wrong-password"])
+def test_a_private_image_names_the_secret_it_needs(
+    registry: Registry, fetch: Fetch, password: str
+) -> None:
+    registry.push("acme/tiny:1", LAYERS)
+    secret = registry.pull_secret(password) if password else ""
+    refused = fetch("acme/tiny:1", OCI_PULL_SECRET_MODEL_DOWNLOAD=secret)
+    assert refused.returncode == 77
+    assert "secret 'oci-pull-secret-model-download'" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_secret_is_shown_nowhere_and_left_nowhere(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    registry.push("acme/tiny:1", LAYERS)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = fetch("acme/tiny:1", "--verbosity=DEBUG", TMPDIR=str(scratch))
+    assert done.returncode == 0
+    auth = json.loads(registry.pull_secret())["auths"][registry.host]["auth"]
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(word in text for text in [done.stderr, *written] for word in (PASSWORD, auth))
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("secret", ["correct-horse", '["correct-horse"]', '{"auth": "correct"}'])
+def test_a_secret_that_is_no_docker_config_is_told_without_its_value(
+    fetch: Fetch, secret: str
+) -> None:
+    refused = fetch("acme/tiny:1", OCI_PULL_SECRET_MODEL_DOWNLOAD=secret)
+    assert refused.returncode == 78
+    assert "not the content of a Docker config.json" in refused.stderr
+    assert "correct" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [
+        ("acme/tiny:none", 65, "manifest unknown"),
+        ("acme/nothing:1", 65, "check the repository"),
+        ("oci://tiny", 64, "write oci://registry/repository:tag"),
+        ("oci://registry.example.com/Acme/Tiny:1", 64, "must be lowercase"),
+    ],
+)
+def test_an_image_that_cannot_be_had_is_told_with_its_exit_code(
+    registry: Registry, fetch: Fetch, name: str, code: int, told: str
+) -> None:
+    registry.push("acme/tiny:1", LAYERS)
+    refused = fetch(name)
+    assert refused.returncode == code
+    assert told in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_registry_that_does_not_answer_is_a_failure_that_may_pass(fetch: Fetch) -> None:
+    failed = fetch("oci://registry.invalid/acme/tiny:1", "--check")
+    assert failed.returncode == 75
+    assert "oci://registry.invalid/acme/tiny:1" in failed.stderr
+
+
+def test_an_image_without_a_whole_model_is_not_put_into_the_cache(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    registry.push("acme/half:1", [*LAYERS, tar({"models/.wh.tokenizer.json": ""})])
+    refused = fetch("acme/half:1")
+    assert refused.returncode == 65
+    assert "has no tokenizer" in refused.stderr
+    assert cached(tmp_path) == []
+
+
+def test_an_image_whose_member_escapes_is_refused(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    registry.push("acme/evil:1", [*LAYERS, tar({"models/../../../escaped.txt": "evil"})])
+    refused = fetch("acme/evil:1")
+    assert refused.returncode == 65
+    assert "which leads out of the image; refused" in refused.stderr
+    assert cached(tmp_path) == []
+    assert not list(tmp_path.rglob("escaped.txt"))

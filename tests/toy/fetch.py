@@ -1,0 +1,47 @@
+"""Fetch a base model, and do nothing with it."""
+
+from typing import ClassVar
+
+from pydantic import SecretStr
+
+from steps import base_model, entrypoint
+from steps.entrypoint import Run
+from steps.params import Man, StepParams
+from steps.record import Asset, Result
+from steps.secrets import HF_TOKEN, Secret, preferred
+from steps.train.params import PULL_SECRET
+
+
+class FetchParams(StepParams):
+    """Fetch a base model."""
+
+    step: ClassVar[str] = "fetch"
+    secrets: ClassVar[tuple[Secret, ...]] = (HF_TOKEN, PULL_SECRET)
+
+    model: Man[str]
+    """Base model."""
+
+
+def check(params: FetchParams, run: Run) -> None:
+    found = base_model.check(params.model, run, **_credentials())
+    entrypoint.log.info("examined %s, chat template %r", found.examined, found.chat_template)
+
+
+def inputs(params: FetchParams, run: Run) -> dict[str, Asset]:
+    return {"base_model": base_model.pinned(params.model, run, **_credentials())}
+
+
+def main(params: FetchParams, run: Run) -> Result:
+    return Result()
+
+
+def _credentials() -> dict[str, str]:
+    none = SecretStr("")
+    return {
+        "hf_token": preferred(none, HF_TOKEN, "HF_TOKEN"),
+        "pull_secret": preferred(none, PULL_SECRET, "OCI_PULL_SECRET_MODEL_DOWNLOAD"),
+    }
+
+
+if __name__ == "__main__":
+    entrypoint.run(main, FetchParams, inputs=inputs, check=check)
