@@ -124,6 +124,10 @@ class ChatTokenizer:
             found.append(Prompt(turn, history, ids, self._expected(messages, turn, tools, text)))
         return found
 
+    def count(self, text: str) -> int:
+        """How many tokens the text is."""
+        return len(self._plain.encode(text, add_special_tokens=False).ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""
         return self._plain.decode(list(ids), skip_special_tokens=True)

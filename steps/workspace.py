@@ -70,6 +70,11 @@ class Workspace:
         return self.root / "evaluation" / "samples.jsonl"
 
     @property
+    def task_samples(self) -> Path:
+        """lm-eval's samples of each task."""
+        return self.root / "evaluation" / "lm_eval"
+
+    @property
     def registration(self) -> Path:
         """What was, or would be, registered."""
         return self.root / "registration.json"

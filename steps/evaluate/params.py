@@ -24,9 +24,9 @@ class EvaluateParams(StepParams):
     limit: int = Field(default=-1, ge=-1)
     """Examples per task; -1 takes all."""
     log_samples: bool = True
-    """Keep lm-eval's samples in evaluation/."""
+    """Keep prompts and answers in evaluation/: samples.jsonl, and lm-eval's in lm_eval/."""
     model_args: dict[str, Any] = Field(default={})
-    """Arguments of lm-eval's model, such as dtype."""
+    """Arguments of lm-eval's model, such as dtype; apply_chat_template=false goes without a template."""
     verbosity: Operational[Literal["DEBUG", "INFO", "WARNING", "ERROR"]] = "INFO"
     """Log level."""
     baseline: Further[Literal["heldout", "all", "none"]] = "heldout"
