@@ -1,0 +1,165 @@
+"""Downloads that survive dropped connections and kills, and are checked before they are used."""
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from steps import files
+from steps.dataset.sources import DataFile
+from steps.errors import DataError, TransientError
+from steps.progress import progress
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TRIES = 6
+"""Attempts in a row that may bring nothing."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+"""Seconds; each wait is twice the one before."""
+
+
+class TryAgain(Exception):  # noqa: N818  # an outcome of an attempt, not a fault of the program
+    """An attempt failed in a way that another may not. `after` is in seconds, if the server said."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+@dataclass(frozen=True)
+class Body:
+    """An answer that brings a file, or the rest of it."""
+
+    chunks: Iterator[bytes]
+    """Raises TryAgain where the connection drops."""
+    offset: int = 0
+    """Where in the file the chunks begin: 0 if the server does not go on where we stopped."""
+    size: int | None = None
+    """Bytes of the whole file, where the server says so."""
+    etag: str = ""
+    """Tells this version of the file from others; empty where the server gives nothing."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """What the server says the whole file's digests are: hashlib's name of it -> hex."""
+
+
+def persist(attempt: Callable[[], T], name: str, advanced: Callable[[], bool] = lambda: False) -> T:
+    """The attempt's result; it is made again, after a wait, as long as it raises TryAgain.
+
+    Raises TransientError after TRIES attempts in a row of which none has `advanced`.
+    """
+    failures = 0
+    while True:
+        try:
+            return attempt()
+        except TryAgain as error:
+            failures = 0 if advanced() else failures + 1
+            if failures >= TRIES:
+                raise TransientError(
+                    f"{name}: {error}, {TRIES} times in a row; run the same command again later"
+                ) from error
+            backoff = FIRST_WAIT * 2 ** max(failures - 1, 0)
+            wait = min(backoff if error.after is None else error.after, LONGEST_WAIT)
+            log.warning("%s: %s; trying again in %.1f s", name, error, wait)
+            time.sleep(wait)
+
+
+class Download:
+    """One file on its way into a folder.
+
+    `open_body(offset, etag)` asks for the bytes of that version from the offset on. A finished
+    file lies beside a receipt, so whoever comes again, after a kill too, need not ask for it.
+    """
+
+    def __init__(self, name: str, open_body: Callable[[int, str], Body], into: Path) -> None:
+        self.name, self._open = name, open_body
+        # Two objects of one name must not meet in one file; the ending tells the format.
+        key = hashlib.sha256(name.encode()).hexdigest()[:16]
+        self.path = into / f"{key}-{name.rpartition('/')[2][-80:]}"
+        self._partial = self.path.with_name(f"{self.path.name}.partial")
+        self._receipt = self.path.with_name(f"{self.path.name}.receipt")
+        self._furthest = 0
+        self._wrong = 0
+
+    def finish(self) -> DataFile:
+        """The file, whole and checked against the digests that the server gives.
+
+        Raises TransientError where it does not come, DataError where its bytes stay wrong.
+        """
+        receipt = self._read()
+        if not (self.path.exists() and "sha256" in receipt):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            persist(self._attempt, self.name, self._advanced)
+            receipt = self._read()
+        return DataFile(self.name, self.path, receipt["sha256"], receipt["etag"] or None)
+
+    def _read(self) -> dict[str, str]:
+        try:
+            receipt: dict[str, str] = json.loads(self._receipt.read_bytes())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return receipt
+
+    def _advanced(self) -> bool:
+        """Whether more of the file is here than ever before."""
+        here = self._partial.stat().st_size if self._partial.exists() else 0
+        before, self._furthest = self._furthest, max(here, self._furthest)
+        return here > before
+
+    def _attempt(self) -> None:
+        etag = self._read().get("etag", "")
+        # Without a validator nobody can say whether the rest is of the same version.
+        offset = self._partial.stat().st_size if etag and self._partial.exists() else 0
+        body = self._open(offset, etag)
+        if body.offset not in (0, offset):
+            raise DataError(f"{self.name}: asked for bytes from {offset}, got {body.offset}")
+        digests = {name: hashlib.new(name) for name in {"sha256", *body.digests}}
+        files.write(self._receipt, json.dumps({"etag": body.etag}))
+        with self._partial.open("r+b" if body.offset else "wb") as file:
+            while file.tell() < body.offset:
+                here = file.read(min(1 << 20, body.offset - file.tell()))
+                for digest in digests.values():
+                    digest.update(here)
+            with progress(f"downloading {self.path.name[17:]}", body.size or 0, "bytes") as shown:
+                for chunk in body.chunks:
+                    file.write(chunk)
+                    for digest in digests.values():
+                        digest.update(chunk)
+                    if body.size:
+                        shown.update(file.tell())
+            if body.size is not None and file.tell() != body.size:
+                got = file.tell()
+                if got > body.size:
+                    file.truncate(0)
+                raise TryAgain(f"got {got:,} of {body.size:,} bytes")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, expected in body.digests.items():
+            if (found := digests[name].hexdigest()) != expected.lower():
+                self._refuse(f"its {name} is {found}, the server says {expected.lower()}")
+        self._partial.replace(self.path)
+        receipt = {"etag": body.etag, "sha256": digests["sha256"].hexdigest()}
+        files.write(self._receipt, json.dumps(receipt))
+
+    def _refuse(self, problem: str) -> None:
+        """Wrong bytes once may be the network's fault; twice is the server's."""
+        self._partial.unlink()
+        self._wrong += 1
+        if self._wrong > 1:
+            raise DataError(f"{self.name}: corrupt: {problem}, twice; put the file there again")
+        raise TryAgain(f"corrupt: {problem}", after=0)
+
+
+def from_base64(text: str) -> str:
+    """A digest in hex that stands in base64 in a header; empty where it is no base64."""
+    try:
+        return base64.b64decode(text, validate=True).hex()
+    except ValueError:
+        return ""

@@ -1,0 +1,188 @@
+"""http:// and https:// addresses, with a bearer token where one is set."""
+
+import email.utils
+import ipaddress
+import logging
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
+
+from steps import logs
+from steps.dataset.sources import DataFile, Fetched
+from steps.dataset.sources.download import Body, Download, TryAgain, from_base64, persist
+from steps.errors import ConfigError, CredentialsError, DataError, StepError, UsageError
+from steps.record import Asset
+from steps.secrets import environment
+
+if TYPE_CHECKING:
+    import requests
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = (10, 60)
+"""Seconds to connect, and without a byte."""
+_CHUNK = 1 << 20
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524)
+
+
+class Http:
+    """One file of a web server."""
+
+    def __init__(self, uri: str) -> None:
+        parts = urlsplit(uri)
+        if not parts.hostname:
+            raise UsageError(f"--data-uri {logs.public_uri(uri)}: there is no host in it")
+        self.uri, self.public = uri, logs.public_uri(uri)
+        for _, value in parse_qsl(parts.query):
+            logs.hide(value)  # a signature; libraries quote it in their messages
+        self.name = self.public.partition("?")[0]
+        self.token = environment("HTTP_BEARER_TOKEN")
+        if self.token and parts.scheme == "http" and not _is_loopback(parts.hostname):
+            log.warning("%s: the token of secret http-token is not sent over http", self.public)
+            self.token = ""
+
+    def asset(self) -> Asset:
+        """The address without its query, which may be a signature."""
+        return Asset(uri=self.public)
+
+    def check(self) -> list[DataFile]:
+        """The first byte can be had."""
+        persist(lambda: self._answer({"Range": "bytes=0-0"}).close(), self.name)
+        return []
+
+    def fetch(self, into: Path) -> Fetched:
+        """The file, downloaded."""
+        return Fetched((Download(self.name, self._open, into).finish(),))
+
+    def _open(self, offset: int, etag: str) -> Body:
+        resume = {"Range": f"bytes={offset}-", "If-Range": etag} if offset else {}
+        answer = self._answer(resume)
+        resumed = (
+            answer.status_code == 206
+            and answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+            and _etag(answer.headers) == etag
+        )
+        if resume and not resumed and answer.status_code != 200:
+            answer.close()
+            answer = self._answer({})
+        start = offset if resumed else 0
+        rest = answer.headers.get("Content-Length", "")
+        return Body(
+            chunks=self._chunks(answer, first=not resumed),
+            offset=start,
+            size=start + int(rest) if rest.isdigit() else None,
+            etag=_etag(answer.headers),
+            digests=_digests(answer.headers, whole=not resumed),
+        )
+
+    def _chunks(self, answer: "requests.Response", *, first: bool) -> Iterator[bytes]:
+        import urllib3
+
+        try:
+            with answer:
+                # Raw: what the server compressed for the way is for the reader to unpack, so that
+                # a resumed download and the server's digest speak of the same bytes.
+                for chunk in answer.raw.stream(_CHUNK, decode_content=False):
+                    if first and chunk.lstrip()[:1] == b"<":
+                        raise DataError(
+                            f"{self.name}: the server answers with a web page, not with data: is it "
+                            "a login page, or a page about the file? Give the address of the file "
+                            "itself, and a token in the secret http-token (key HTTP_BEARER_TOKEN) "
+                            "if it wants one"
+                        )
+                    first = False
+                    yield chunk
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise TryAgain(f"the connection broke: {_reason(error)}") from None
+
+    def _answer(self, headers: Mapping[str, str]) -> "requests.Response":
+        """The server's answer, redirects followed; requests keeps the token from other hosts."""
+        import requests
+
+        session = requests.Session()
+        sent = {"Accept-Encoding": "identity", "User-Agent": "sft-pipeline", **headers}
+        if self.token:
+            sent["Authorization"] = f"Bearer {self.token}"
+        try:
+            answer = session.get(self.uri, headers=sent, stream=True, timeout=_TIMEOUT)
+        # `from None`: these errors quote addresses whole, with the signatures of redirects.
+        except requests.exceptions.SSLError as error:
+            raise ConfigError(
+                f"{self.name}: the server's certificate is not trusted: {_reason(error)}; "
+                "name the file of its CA in REQUESTS_CA_BUNDLE"
+            ) from None
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+            raise UsageError(f"{self.name}: not an address to fetch: {_reason(error)}") from None
+        except requests.exceptions.TooManyRedirects:
+            raise DataError(f"{self.name}: it redirects without end") from None
+        except requests.exceptions.RequestException as error:
+            raise TryAgain(f"no answer: {_reason(error)}") from None
+        if answer.status_code == 200 or ("Range" in headers and answer.status_code in (206, 416)):
+            return answer
+        answer.close()
+        raise self._refusal(answer)
+
+    def _refusal(self, answer: "requests.Response") -> StepError | TryAgain:
+        status = f"{answer.status_code} {answer.reason or ''}".strip()
+        if answer.status_code in _TRANSIENT:
+            return TryAgain(f"the server answers {status}", _retry_after(answer.headers))
+        if answer.status_code in (401, 403):
+            state = "was refused" if self.token else "is missing"
+            return CredentialsError(
+                f"{self.name}: {status}: the token {state}; it belongs in the secret http-token "
+                "(key HTTP_BEARER_TOKEN). A presigned link may have expired"
+            )
+        if answer.status_code in (404, 410):
+            return DataError(f"{self.name}: {status}: no such file; check the address")
+        return DataError(f"{self.name}: the server answers {status}; check the address")
+
+
+def _etag(headers: Mapping[str, str]) -> str:
+    """A validator that If-Range takes: a strong ETag, else the time of the last change."""
+    etag = headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
+
+
+def _digests(headers: Mapping[str, str], *, whole: bool) -> dict[str, str]:
+    """The file's digests by RFC 9530 (Repr-Digest) and RFC 3230 (Digest), its whole body's by MD5."""
+    found = {"md5": from_base64(headers.get("Content-MD5", ""))} if whole else {}
+    for header in ("Repr-Digest", "Digest"):
+        for item in headers.get(header, "").split(","):
+            name, _, value = item.strip().partition("=")
+            algorithm = name.lower().replace("-", "")
+            if algorithm in ("sha256", "sha512"):
+                found[algorithm] = from_base64(value.strip(":"))
+    return {name: value for name, value in found.items() if value}
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait as the server asks for: a number of them, or a date."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return float(text)
+    moment = email.utils.parsedate_tz(text) if text else None
+    return max(email.utils.mktime_tz(moment) - time.time(), 0.0) if moment else None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says at the bottom of nested errors, whose own text quotes addresses."""
+    seen: list[BaseException] = [error]
+    for outer in seen:
+        inner = [outer.__cause__, outer.__context__, getattr(outer, "reason", None), *outer.args]
+        seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
+    for found in reversed(seen):
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return found.verify_message
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+    return type(seen[-1]).__name__

@@ -1,0 +1,68 @@
+"""Files that lie here: absolute paths and pvc://claim/path; a file, a folder, or a pattern."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from steps import claims
+from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
+from steps.entrypoint import Run
+from steps.errors import DataError
+from steps.record import Asset
+
+log = logging.getLogger(__name__)
+
+
+class Local:
+    """Files on this machine or on a mounted claim. They are read where they lie."""
+
+    def __init__(self, uri: str, run: Run) -> None:
+        self.uri, self.run = uri, run
+
+    def asset(self) -> Asset:
+        """The address with an ETag of our own: other sizes or times mean other data."""
+        lines = []
+        for file in self._files():
+            status = file.path.stat()
+            lines.append(f"{file.name} {status.st_size} {status.st_mtime_ns}\n")
+        return Asset(uri=self.uri, etag=hashlib.sha256("".join(lines).encode()).hexdigest()[:32])
+
+    def check(self) -> list[DataFile]:
+        """The files."""
+        return self._files()
+
+    def fetch(self, into: Path) -> Fetched:  # noqa: ARG002  # nothing has to be brought
+        """The files, where they lie."""
+        return Fetched(tuple(self._files()))
+
+    def _files(self) -> list[DataFile]:
+        parts = self.uri.rstrip("/").split("/")
+        wild = next((i for i, part in enumerate(parts) if is_pattern(part)), len(parts))
+        if Path(self.uri).exists():  # a name may have such characters in it
+            wild = len(parts)
+        base, pattern = "/".join(parts[:wild]), "/".join(parts[wild:])
+        path = (
+            claims.locate(base, self.run) if base.startswith(claims.SCHEME) else Path(base or "/")
+        )
+        if path.is_file() and not pattern:
+            return [DataFile(base, path)]
+        if not path.is_dir():
+            raise DataError(f"{self.uri}: there is no {path}")
+        names = [
+            name
+            for file in path.rglob("*")
+            if file.is_file() and is_data(name := file.relative_to(path).as_posix())
+        ]
+        if pattern:
+            chosen = sorted(name for name in names if matches(name, pattern))
+        else:
+            chosen = for_training(names)
+            if left := len(names) - len(chosen):
+                log.info("%s: %d files are named as held-out splits: not read", self.uri, left)
+        if not chosen:
+            wanted = f"matches {pattern}" if pattern else "is a data file to train on"
+            raise DataError(
+                f"{self.uri}: nothing in {path} {wanted} "
+                "(.jsonl, .json, .parquet, .csv, .arrow; .gz and .zst of them)"
+            )
+        return [DataFile(f"{base}/{name}", path / name) for name in chosen]

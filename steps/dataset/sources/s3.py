@@ -1,0 +1,270 @@
+"""s3://bucket/key, a prefix, or a pattern, by boto3: AWS, and whatever speaks its protocol."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
+from steps.dataset.sources.download import Body, Download, TryAgain, from_base64
+from steps.errors import (
+    ConfigError,
+    CredentialsError,
+    DataError,
+    StepError,
+    TransientError,
+    UsageError,
+)
+from steps.record import Asset
+from steps.secrets import environment
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+_ATTEMPTS = 5
+_SECRET = "the secret s3-secret (keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"  # noqa: S105
+_REFUSED = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken",
+            "TokenRefreshRequired", "RequestTimeTooSkewed", "AccessDenied", "403", "401",
+            "AllAccessDisabled", "AccountProblem", "NotSignedUp")  # fmt: skip
+_MISSING = ("NoSuchKey", "404", "NotFound", "NoSuchBucket")
+_ELSEWHERE = ("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307",
+              "IllegalLocationConstraintException")  # fmt: skip
+
+
+class S3:
+    """Objects of a bucket."""
+
+    def __init__(self, uri: str, auth: Literal["secret", "ambient", "anonymous"]) -> None:
+        # No urlsplit: a key may hold `?` and `#`.
+        self.uri, self.auth = uri, auth
+        self.bucket, _, self.key = uri.removeprefix("s3://").partition("/")
+        if not self.bucket:
+            raise UsageError(f"--data-uri {uri}: write s3://<bucket>/<key>")
+
+    def asset(self) -> Asset:
+        """The address: what it stands for is fixed by the run that downloads it."""
+        return Asset(uri=self.uri)
+
+    def check(self) -> list[DataFile]:
+        """The objects are listed, and the first one may be read."""
+        self._get(self._keys()[0])["Body"].close()
+        return []
+
+    def fetch(self, into: Path) -> Fetched:
+        """The objects, downloaded."""
+        return Fetched(tuple(self._download(key, into) for key in self._keys()))
+
+    def _download(self, key: str, into: Path) -> DataFile:
+        def open_body(offset: int, etag: str) -> Body:
+            return self._open(key, offset, etag)
+
+        return Download(f"s3://{self.bucket}/{key}", open_body, into).finish()
+
+    @cached_property
+    def _client(self) -> "S3Client":
+        import boto3
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        endpoint = environment("AWS_ENDPOINT_URL") or environment("AWS_S3_ENDPOINT")
+        if endpoint and "://" not in endpoint:
+            endpoint = f"https://{endpoint}"
+        config = Config(
+            retries={"mode": "standard", "max_attempts": _ATTEMPTS},
+            connect_timeout=10,
+            read_timeout=60,
+            # Servers that are not AWS's know no bucket.host names.
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            # Download checks the digests, of resumed files too.
+            response_checksum_validation="when_required",
+            signature_version=UNSIGNED if self.auth == "anonymous" else None,
+        )
+        key, secret, token = self._keys_of_secret()
+        return boto3.Session().client(
+            "s3",
+            endpoint_url=endpoint or None,
+            region_name=environment("AWS_DEFAULT_REGION")
+            or environment("AWS_REGION")
+            or "us-east-1",
+            config=config,
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+            aws_session_token=token,
+        )
+
+    def _keys_of_secret(self) -> tuple[str | None, str | None, str | None]:
+        """Access key, secret key and session token; none where others than the secret decide."""
+        if self.auth != "secret":
+            return None, None, None
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        key, secret = (environment(name) for name in names)
+        if not key and not secret:
+            raise CredentialsError(
+                f"{self.uri}: S3 credentials missing: fill {_SECRET}; for a role or a web identity "
+                "set --s3-auth ambient, for a public bucket --s3-auth anonymous"
+            )
+        if not key or not secret:
+            raise ConfigError(
+                f"{self.uri}: S3 credentials misconfigured: the secret s3-secret has no "
+                f"{names[bool(key)]}; fill both keys"
+            )
+        return key, secret, environment("AWS_SESSION_TOKEN") or None
+
+    def _keys(self) -> list[str]:
+        """The key itself, or those below it as a folder, or those that fit the pattern."""
+        if self.key and not self.key.endswith("/"):
+            try:
+                self._get(self.key)["Body"].close()
+            except _NoSuchKeyError:
+                pass
+            else:
+                return [self.key]
+        if is_pattern(self.key):
+            fixed = re.split(r"[*?\[]", self.key, maxsplit=1)[0]
+            names = [key for key in self._list(fixed) if matches(key, self.key)]
+            chosen = sorted(name for name in names if not name.endswith("/"))
+        else:
+            folder = f"{self.key.rstrip('/')}/" if self.key else ""
+            names = [key.removeprefix(folder) for key in self._list(folder)]
+            data = [name for name in names if is_data(name)]
+            chosen = [folder + name for name in for_training(data)]
+            if left := len(data) - len(chosen):
+                log.info("%s: %d objects are named as held-out splits: not read", self.uri, left)
+        if not chosen:
+            raise DataError(
+                f"{self.uri}: in the bucket {self.bucket!r} there is no object with the key "
+                f"{self.key!r}, and no data below it; check both"
+            )
+        return chosen
+
+    def _list(self, prefix: str) -> list[str]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        pages = self._client.get_paginator("list_objects_v2")
+        try:
+            return [
+                item["Key"]
+                for page in pages.paginate(Bucket=self.bucket, Prefix=prefix)
+                for item in page.get("Contents", [])
+            ]
+        except (ClientError, BotoCoreError) as error:
+            raise self._told(error, prefix) from error
+
+    def _get(self, key: str, **options: str) -> Any:
+        """The answer to GetObject, its body unread: HEAD would not tell why it is refused."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return self._client.get_object(
+                Bucket=self.bucket,
+                Key=key,
+                ChecksumMode="ENABLED",
+                **options,  # type: ignore[arg-type]
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise self._told(error, key) from error
+
+    def _open(self, key: str, offset: int, etag: str) -> Body:
+        resume = {"Range": f"bytes={offset}-", "IfMatch": etag} if offset else {}
+        try:
+            answer = self._get(key, **resume)
+        except _ChangedError:
+            offset, answer = 0, self._get(key)
+        return Body(
+            chunks=self._chunks(answer["Body"]),
+            offset=offset,
+            size=offset + answer["ContentLength"],
+            etag=answer["ETag"],
+            digests=_digests(answer),
+        )
+
+    def _chunks(self, body: Any) -> Iterator[bytes]:
+        from botocore.exceptions import BotoCoreError, IncompleteReadError
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield from body.iter_chunks(_CHUNK)
+        except (BotoCoreError, IncompleteReadError, HTTPError, OSError) as error:
+            raise TryAgain(f"the connection broke: {type(error).__name__}") from error
+        finally:
+            body.close()
+
+    def _told(self, error: Exception, key: str) -> StepError:
+        """The error that says what AWS's codes and botocore's exceptions mean here."""
+        from botocore import exceptions as boto
+
+        where = f"s3://{self.bucket}/{key}"
+        if isinstance(error, boto.ClientError):
+            return self._refusal(error.response, where)
+        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+            return CredentialsError(
+                f"{where}: S3 credentials missing: --s3-auth ambient finds neither a role nor a "
+                "web identity nor keys; give the pod's service account one"
+            )
+        if isinstance(error, boto.SSLError):
+            return ConfigError(
+                f"{where}: the server's certificate is not trusted; "
+                f"name the file of its CA in AWS_CA_BUNDLE: {error}"
+            )
+        if isinstance(error, boto.ParamValidationError | boto.InvalidRegionError):
+            return UsageError(f"{where}: not an address of S3: {error}")
+        return TransientError(f"{where}: no answer, {_ATTEMPTS} times in a row: {error}")
+
+    def _refusal(self, response: Mapping[str, Any], where: str) -> StepError:
+        code = str(response.get("Error", {}).get("Code", ""))
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        said = f"{code}: {response.get('Error', {}).get('Message', '')}".strip(": ")
+        if code == "NoSuchBucket":
+            return DataError(
+                f"{where}: there is no bucket {self.bucket!r} ({said}); check its name"
+            )
+        if code in _MISSING:
+            return _NoSuchKeyError(f"{where}: there is no such object ({said}); check the key")
+        if status == 412 or code in ("PreconditionFailed", "InvalidRange"):
+            return _ChangedError(f"{where}: it has changed")
+        if code in _ELSEWHERE:
+            return ConfigError(
+                f"{where}: the bucket is in another region ({said}); "
+                "set AWS_DEFAULT_REGION in the secret s3-secret"
+            )
+        if code in _REFUSED or status in (401, 403):
+            keys = {
+                "secret": f"check {_SECRET}",
+                "ambient": "check the role of the pod's service account",
+                "anonymous": "the bucket is not public: --s3-auth secret takes the keys of s3-secret",
+            }
+            return CredentialsError(f"{where}: refused ({said}); {keys[self.auth]}")
+        if status >= 500 or status == 429 or code in ("SlowDown", "Throttling", "RequestTimeout"):
+            return TransientError(
+                f"{where}: the server answers {said or status}, {_ATTEMPTS} times in a row; "
+                "run the same command again later"
+            )
+        return DataError(f"{where}: the server answers {said or status}")
+
+
+class _NoSuchKeyError(DataError):
+    """There is no object of that key; others may have it as their prefix."""
+
+
+class _ChangedError(DataError):
+    """The object is not the version that was asked for."""
+
+
+def _digests(answer: Mapping[str, Any]) -> dict[str, str]:
+    """The object's own digests, where they are of the whole object."""
+    found = {}
+    if answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
+        for name in ("sha256", "sha1"):
+            found[name] = from_base64(answer.get(f"Checksum{name.upper()}", ""))
+    etag = answer["ETag"].strip('"')
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html: only without KMS and SSE-C,
+    # and not of an object that was uploaded in parts, is the ETag its MD5.
+    sealed = answer.get("ServerSideEncryption", "AES256") != "AES256"
+    if re.fullmatch("[0-9a-f]{32}", etag) and not sealed and not answer.get("SSECustomerAlgorithm"):
+        found["md5"] = etag
+    return {name: value for name, value in found.items() if value}

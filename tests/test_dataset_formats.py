@@ -1,0 +1,189 @@
+"""Every format gives the same rows, named by their place in the file."""
+
+import csv
+import gzip
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from steps.dataset import reader
+from steps.dataset.pieces import LONGEST_ROW, PIECE
+from steps.errors import DataError
+from tests.dataset_runs import chat, jsonl, prepare, read, rows, turns, write
+
+ROWS = [chat(f"{number} é\n,\"' {'x' * number}") for number in range(1200)]
+
+
+def as_csv(separator: str) -> Callable[[Path], None]:
+    def written(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file, delimiter=separator)
+            out.writerow(["id", "messages"])
+            out.writerows([n, json.dumps(row["messages"])] for n, row in enumerate(ROWS))
+
+    return written
+
+
+def as_arrow(path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+        out.write_table(table, max_chunksize=700)
+
+
+def as_arrow_stream(path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table, max_chunksize=700)
+
+
+FORMATS: dict[str, Callable[[Path], Any]] = {
+    "plain.jsonl": lambda path: path.write_bytes(jsonl(ROWS)),
+    "bom.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + jsonl(ROWS)),
+    "windows.jsonl": lambda path: path.write_bytes(jsonl(ROWS).replace(b"}\n", b"}\r\n")),
+    "unended.jsonl": lambda path: path.write_bytes(jsonl(ROWS).rstrip()),
+    "lines.json": lambda path: path.write_bytes(jsonl(ROWS)),
+    "array.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "indented.json": lambda path: path.write_text(json.dumps(ROWS, indent=2)),
+    "array.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
+    "lines.jsonl.gz": lambda path: path.write_bytes(gzip.compress(jsonl(ROWS))),
+    "lines.jsonl.zst": lambda path: path.write_bytes(
+        pa.compress(jsonl(ROWS), "zstd", asbytes=True)
+    ),
+    "no-suffix": lambda path: path.write_bytes(jsonl(ROWS)),
+    "wrong-suffix.jsonl": lambda path: path.write_bytes(gzip.compress(jsonl(ROWS))),
+    "table.csv": as_csv(","),
+    "table.tsv": as_csv("\t"),
+    "table": as_csv(","),
+    "table.parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
+    "table.arrow": as_arrow,
+    "stream.arrow": as_arrow_stream,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_rows_in_their_order(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    FORMATS[name](path)
+    result = prepare(tmp_path / "run", path, data_split=1.0)
+    assert rows(tmp_path / "run") == ROWS
+    assert result.metrics["rows_read"] == len(ROWS)
+
+
+def test_tables_with_other_columns_are_read_for_the_chats(tmp_path: Path) -> None:
+    table = [{"instruction": "q", "output": "a", "score": 1.5, "picture": b"\xff\xfe"}]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "in.parquet")
+    prepare(tmp_path / "run", tmp_path / "in.parquet")
+    assert rows(tmp_path / "run") == [{"messages": turns("q", "a")}]
+
+
+def test_tool_calls_come_out_of_parquet_without_nulls_of_other_rows(tmp_path: Path) -> None:
+    def calling(arguments: dict[str, Any]) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+        return {"messages": [*turns("q"), answer]}
+
+    table = [calling({"city": "x"}), calling({"n": 3}), chat(1)]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "in.parquet")
+    prepare(tmp_path / "run", tmp_path / "in.parquet", data_split=1.0)
+    for row in table[:2]:
+        row["messages"][1]["content"] = ""
+    assert rows(tmp_path / "run") == table
+
+
+def test_columns_of_json_are_read(tmp_path: Path) -> None:
+    texts = pa.array([json.dumps(turn) for turn in turns("q", "a")])
+    values = pa.ExtensionArray.from_storage(pa.json_(), texts)
+    messages = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), values)
+    pq.write_table(pa.table({"messages": messages}), tmp_path / "in.parquet")
+    prepare(tmp_path / "run", tmp_path / "in.parquet")
+    assert rows(tmp_path / "run") == [{"messages": turns("q", "a")}]
+
+
+def test_a_table_without_a_chat_says_which_columns_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x"], "label": [1]}), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=r"in\.parquet: row 1: missing .*keys: text, label"):
+        prepare(tmp_path / "run", tmp_path / "in.parquet")
+
+
+def test_rows_that_span_pieces_are_neither_lost_nor_read_twice(tmp_path: Path) -> None:
+    lengths = [PIECE - 200, 3 * PIECE, 10, PIECE // 2, 2 * PIECE, 5]
+    long = [chat("x" * length + str(length)) for length in lengths]
+    prepare(tmp_path / "run", write(tmp_path / "in.jsonl", long), data_split=1.0)
+    assert rows(tmp_path / "run") == long
+
+
+def test_lines_that_end_where_a_piece_ends_are_read_once(tmp_path: Path) -> None:
+    line = jsonl([chat(1)])
+    exact = jsonl([chat("x" * (PIECE - len(line) * 2 + 1))])
+    content = line + exact.replace(b"x", b"", len(line) + len(exact) - PIECE)
+    assert len(content) == PIECE
+    (tmp_path / "in.jsonl").write_bytes(content + jsonl([chat(2), chat(3)]))
+    result = prepare(tmp_path / "run", tmp_path / "in.jsonl")
+    assert result.metrics["rows_read"] == 4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_row_of_absurd_length_is_refused_and_the_rest_read(tmp_path: Path, packed: bool) -> None:
+    long = b'{"messages": [' + b" " * (LONGEST_ROW + PIECE * 3) + b"]}\n"
+    content = jsonl([chat(1)]) + long + jsonl([chat(2)])
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(pa.compress(content, "zstd", asbytes=True) if packed else content)
+    prepare(tmp_path / "run", path, on_invalid="skip", data_split=1.0)
+    assert rows(tmp_path / "run") == [chat(1), chat(2)]
+    [rejected] = read(tmp_path / "run" / "dataset" / "rejected.jsonl")
+    assert (rejected["line"], rejected["reason"]) == (2, "longer than 16 MiB")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("page.jsonl", b"<!DOCTYPE html><html></html>", "a web page"),
+        ("in.json", b'[{"messages": []},\n{"mess', r"in\.json:2: the JSON array is broken"),
+        ("in.json", b'[{"messages": []},\n oops]', r"in\.json:2: the JSON array is broken"),
+        ("in.json", b"[" * 10**6, "the JSON array is broken"),
+        ("in.parquet", b"PAR1 and then nothing", r"in\.parquet: broken"),
+        ("in.arrow", b"ARROW1\0\0 and then nothing", r"in\.arrow: broken"),
+        ("in.jsonl.gz", gzip.compress(jsonl(ROWS))[:-30], r"in\.jsonl\.gz: broken"),
+        ("in.jsonl.gz", b"\x1f\x8b\x08 and no more of it", r"in\.jsonl\.gz: broken"),
+        ("in.zip", b"PK\x03\x04....", "a zip archive"),
+        ("in.jsonl", jsonl([chat(1)]).decode().encode("utf-16"), "UTF-16"),
+        ("in.bin", b"\x00\x01\x02", "unknown format"),
+        ("in.jsonl", b"", "the data set is empty"),
+        ("in.json", b"[]", "the data set is empty"),
+        ("in.jsonl", b"\n \n", "the data set is empty"),
+        ("in.csv", b"messages\n", "the data set is empty"),
+        ("in.csv", b"messages\n\xff\xfe\n", r"in\.csv: row 1: "),
+    ],
+)
+def test_a_broken_file_is_one_clear_error(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        prepare(tmp_path / "run", tmp_path / name)
+    assert [path.name for path in (tmp_path / "run" / "dataset").iterdir()] == []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_with_wrong_bytes_in_it_is_read_or_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    FORMATS[name](path)
+    content = path.read_bytes()
+    numbers = random.Random(name)
+    for _ in range(20):
+        damaged = bytearray(content)
+        for _ in range(3):
+            start = numbers.randrange(len(damaged))
+            damaged[start : start + numbers.randint(0, 60)] = numbers.randbytes(8)
+        path.write_bytes(damaged)
+        try:
+            for piece in reader.pieces(name, path):
+                assert isinstance(piece.rows(), list)
+        except DataError as error:
+            assert name in str(error)  # both outcomes are right

@@ -1,0 +1,251 @@
+"""http(s):// against a server that fails, drops, redirects and lies."""
+
+import base64
+import hashlib
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from steps.errors import CredentialsError, DataError, TransientError
+from tests.dataset_runs import chat, check, command, jsonl, prepare, rows
+from tests.servers.files import Answer, Files, Request
+
+ROWS = [chat(number) for number in range(500)]
+NOW = {"Retry-After": "0"}
+PATH = "/sets/chats.jsonl"
+
+
+@pytest.fixture
+def server() -> Iterator[Files]:
+    with Files() as server:
+        server.files[PATH] = jsonl(ROWS)
+        yield server
+
+
+def ranges(server: Files) -> list[str]:
+    return [request.headers.get("range", "") for request in server.requests]
+
+
+def test_rows_come_from_a_web_server(tmp_path: Path, server: Files) -> None:
+    result = prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+    [file] = result.details["source"]["files"]
+    assert file["name"] == server.url + PATH
+    assert file["sha256"] == hashlib.sha256(jsonl(ROWS)).hexdigest()
+    assert file["etag"] == f'"{hashlib.md5(jsonl(ROWS)).hexdigest()}"'
+    assert sorted(path.name for path in (tmp_path / "dataset").iterdir()) == [
+        "eval.jsonl",
+        "train.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_a_server_that_fails_for_now_is_asked_again(
+    tmp_path: Path, server: Files, status: int
+) -> None:
+    server.answer(PATH, Answer(status, NOW), Answer(status, NOW))
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_a_server_that_fails_for_long_is_exit_code_75(tmp_path: Path, server: Files) -> None:
+    server.answer(PATH, *[Answer(503, NOW)] * 20)
+    failed = command(tmp_path, server.url + PATH)
+    assert failed.returncode == 75
+    assert "the server answers 503 Service Unavailable, 6 times in a row" in failed.stderr
+    assert not list((tmp_path / "dataset").glob("*.jsonl"))
+
+
+def test_a_server_that_is_not_there_is_exit_code_75(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Files() as server:
+        gone = server.url
+    monkeypatch.setattr("steps.dataset.sources.download.FIRST_WAIT", 0.0)
+    with pytest.raises(TransientError, match="no answer: Connection refused, 6 times in a row"):
+        check(tmp_path, gone + PATH)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "told"),
+    [
+        (404, DataError, "404 Not Found: no such file"),
+        (410, DataError, "410 Gone"),
+        (401, CredentialsError, "the secret http-token"),
+        (403, CredentialsError, "the secret http-token"),
+        (400, DataError, "answers 400"),
+    ],
+)
+def test_a_refusal_says_what_to_do(
+    tmp_path: Path, server: Files, status: int, error: type[Exception], told: str
+) -> None:
+    for run in (prepare, check):
+        server.answer(PATH, Answer(status))
+        with pytest.raises(error, match=told):
+            run(tmp_path, server.url + PATH)
+
+
+def test_a_dropped_download_goes_on_where_it_stopped(tmp_path: Path, server: Files) -> None:
+    size = len(jsonl(ROWS))
+    server.answer(PATH, Answer(cut=1000), Answer(cut=2000))
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+    assert ranges(server) == ["", "bytes=1000-", "bytes=3000-"]
+    assert size > 3000
+
+
+def test_a_download_that_changed_meanwhile_starts_again(tmp_path: Path, server: Files) -> None:
+    old = jsonl(chat(f"old {number}") for number in range(500))
+    server.answer(PATH, Answer(cut=1000, content=old))
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_a_server_without_ranges_is_read_from_the_start_again(tmp_path: Path) -> None:
+    with Files(ranges=False) as server:
+        server.files[PATH] = jsonl(ROWS)
+        server.answer(PATH, Answer(cut=1000))
+        prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_a_server_that_always_drops_at_the_same_place_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steps.dataset.sources.download.FIRST_WAIT", 0.0)
+    with Files(ranges=False) as server:
+        server.answer(PATH, *[Answer(cut=1000, content=jsonl(ROWS))] * 20)
+        with pytest.raises(TransientError, match="the connection broke"):
+            prepare(tmp_path, server.url + PATH)
+
+
+def test_a_killed_download_goes_on_where_it_stopped(tmp_path: Path, server: Files) -> None:
+    many = [chat("x" * 10_000 + str(number)) for number in range(400)]
+    server.files[PATH] = content = jsonl(many)
+    held, killed = threading.Event(), threading.Event()
+
+    def hold_the_second_request(request: Request) -> None:
+        if request.headers.get("range"):
+            held.set()
+            killed.wait(60)
+
+    server.on_request = hold_the_second_request
+    server.answer(PATH, Answer(cut=len(content) // 2))
+    uri = server.url + PATH
+    arguments = [f"--workspace={tmp_path}", f"--data-uri={uri}", "--data-split=1.0"]
+    with subprocess.Popen([sys.executable, "-m", "steps.dataset", *arguments]) as step:
+        assert held.wait(60)
+        step.send_signal(signal.SIGKILL)
+    killed.set()
+    server.on_request = lambda _request: None
+    done = command(tmp_path, uri, "--data-split=1.0")
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path) == many
+    assert ranges(server)[-1] == f"bytes={len(content) // 2}-"
+
+
+def test_bytes_that_do_not_fit_the_servers_digest_are_fetched_again(
+    tmp_path: Path, server: Files
+) -> None:
+    digest = base64.b64encode(hashlib.sha256(jsonl(ROWS)).digest()).decode()
+    server.headers["Repr-Digest"] = f"sha-256=:{digest}:"
+    wrong = jsonl(ROWS).replace(b"answer 7", b"answer 8")
+    server.answer(PATH, Answer(content=wrong))
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_bytes_that_stay_wrong_are_refused(tmp_path: Path, server: Files) -> None:
+    server.headers["Content-MD5"] = base64.b64encode(b"x" * 16).decode()
+    with pytest.raises(DataError, match="corrupt: its md5 is"):
+        prepare(tmp_path, server.url + PATH)
+
+
+def test_a_web_page_is_no_data(tmp_path: Path, server: Files) -> None:
+    server.files[PATH] = b"\n<!doctype html><title>Sign in</title>"
+    with pytest.raises(DataError, match=r"chats\.jsonl: the server answers with a web page"):
+        prepare(tmp_path, server.url + PATH)
+
+
+def test_better_data_at_the_same_address_is_fetched_after_a_refusal(
+    tmp_path: Path, server: Files
+) -> None:
+    server.files[PATH] = jsonl([{"text": "x"}])
+    with pytest.raises(DataError, match="missing 'messages'"):
+        prepare(tmp_path, server.url + PATH)
+    server.files[PATH] = jsonl(ROWS)
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_packed_rows_are_unpacked_here_whatever_the_server_says_of_them(
+    tmp_path: Path, server: Files
+) -> None:
+    import gzip
+
+    server.files[PATH] = gzip.compress(jsonl(ROWS))
+    server.headers["Content-Encoding"] = "gzip"
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_the_token_is_sent_but_not_to_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_BEARER_TOKEN", "s3cret-token")
+    with Files(token="s3cret-token") as home, Files() as other:
+        home.files[PATH] = other.files["/elsewhere"] = jsonl(ROWS)
+        prepare(tmp_path / "a", home.url + PATH, data_split=1.0)
+        assert rows(tmp_path / "a") == ROWS
+        home.answer(PATH, Answer(302, {"Location": f"{other.other_host}/elsewhere"}))
+        prepare(tmp_path / "b", home.url + PATH, data_split=1.0)
+        assert rows(tmp_path / "b") == ROWS
+        assert home.requests[-1].headers["authorization"] == "Bearer s3cret-token"
+        assert "authorization" not in other.requests[-1].headers
+
+
+def test_the_token_is_not_sent_over_plain_http_to_a_remote_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HTTP_BEARER_TOKEN", "s3cret-token")
+    monkeypatch.setenv("http_proxy", server.url)  # the request to the far host comes to us
+    server.answer("/x.jsonl", Answer(404))
+    with pytest.raises(DataError), caplog.at_level(logging.WARNING):
+        check(tmp_path, "http://data.example/x.jsonl")
+    assert "not sent over http" in caplog.text
+    assert all("authorization" not in request.headers for request in server.requests)
+
+
+def test_the_signature_of_a_presigned_link_is_shown_nowhere(tmp_path: Path, server: Files) -> None:
+    signed = f"{server.url}{PATH}?X-Amz-Signature=0123456789abcdef&X-Amz-Expires=900"
+    server.answer(PATH, Answer(503, NOW), Answer(cut=100))
+    done = command(tmp_path / "run", signed, "--verbosity=DEBUG")
+    assert done.returncode == 0, done.stderr
+    server.answer(PATH, *[Answer(403, NOW)] * 5)
+    refused = command(tmp_path / "other", signed, "--verbosity=DEBUG")
+    assert refused.returncode == 77
+    shown = [done.stderr, refused.stderr]
+    shown += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in shown if "0123456789abcdef" in text]
+    record = json.loads((tmp_path / "run" / "dataset.json").read_text())
+    assert record["details"]["source"]["files"][0]["name"] == server.url + PATH
+
+
+def test_a_done_run_does_not_ask_the_server_again(tmp_path: Path, server: Files) -> None:
+    assert command(tmp_path, server.url + PATH).returncode == 0
+    before = len(server.requests)
+    assert "already done" in command(tmp_path, server.url + PATH).stderr
+    assert len(server.requests) == before
+
+
+def test_check_fetches_no_more_than_a_byte(tmp_path: Path, server: Files) -> None:
+    check(tmp_path / "run", server.url + PATH)
+    assert ranges(server) == ["bytes=0-0"]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,264 @@
+"""s3:// against a server that checks signatures, and against ones that fail."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steps.errors import ConfigError, CredentialsError, DataError, StepError, TransientError
+from tests.dataset_runs import chat, check, command, jsonl, prepare, rows
+from tests.servers.s3 import BUCKET, S3
+
+ROWS = [chat(number) for number in range(20)]
+KEY = "teams/a/chats #1?.jsonl"
+URI = f"s3://{BUCKET}/{KEY}"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3]:
+    with S3() as server:
+        server.put(KEY, jsonl(ROWS), ChecksumAlgorithm="SHA256")
+        server.put("many/b.jsonl", jsonl(ROWS[10:]))
+        server.put("many/a/c.jsonl", jsonl(ROWS[:10]))
+        server.put("many/readme.md", b"about it")
+        server.put("splits/train.jsonl", jsonl(ROWS[:3]))
+        server.put("splits/test.jsonl", jsonl(ROWS[3:]))
+        server.put("public/chats.jsonl", jsonl(ROWS[:4]))
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def credentials(server: S3, environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def refusal(tmp_path: Path, uri: str, error: type[StepError], **params: Any) -> str:
+    """What is said of it, by the check and by the run."""
+    told = []
+    for run in (check, prepare):
+        with pytest.raises(error) as refused:
+            run(tmp_path / "run", uri, **params)
+        assert type(refused.value).exit_code == error.exit_code
+        told.append(str(refused.value))
+    assert told[0] == told[1]
+    return told[0]
+
+
+def test_an_object_is_read_whatever_characters_its_key_has(tmp_path: Path) -> None:
+    check(tmp_path, URI)
+    result = prepare(tmp_path, URI, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+    [file] = result.details["source"]["files"]
+    assert file["name"] == URI
+    assert file["sha256"] == hashlib.sha256(jsonl(ROWS)).hexdigest()
+    assert file["etag"] == f'"{hashlib.md5(jsonl(ROWS)).hexdigest()}"'
+
+
+@pytest.mark.parametrize("key", ["many", "many/", "many/**/*.jsonl"])
+def test_a_prefix_and_a_pattern_name_all_objects_below_in_order(tmp_path: Path, key: str) -> None:
+    prepare(tmp_path, f"s3://{BUCKET}/{key}", data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_a_pattern_stays_in_its_folder(tmp_path: Path) -> None:
+    prepare(tmp_path, f"s3://{BUCKET}/many/*.jsonl", data_split=1.0)
+    assert rows(tmp_path) == ROWS[10:]
+
+
+def test_objects_named_as_held_out_are_not_trained_on(tmp_path: Path) -> None:
+    prepare(tmp_path, f"s3://{BUCKET}/splits/", data_split=1.0)
+    assert rows(tmp_path) == ROWS[:3]
+
+
+def test_openshifts_name_of_the_endpoint_is_read(
+    tmp_path: Path, server: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_S3_ENDPOINT", server.url)
+    prepare(tmp_path, URI, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_session_tokens_are_sent(
+    tmp_path: Path, server: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in server.session().items():
+        monkeypatch.setenv(name, value)
+    prepare(tmp_path, URI, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "bogus")
+    assert "InvalidToken" in refusal(tmp_path, URI, CredentialsError)
+
+
+def test_ambient_credentials_are_the_sdks_own(
+    tmp_path: Path, server: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(
+        f"[default]\naws_access_key_id = {server.key}\naws_secret_access_key = {server.secret}\n"
+    )
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    assert "S3 credentials missing" in refusal(tmp_path, URI, CredentialsError)
+    prepare(tmp_path / "run", URI, s3_auth="ambient", data_split=1.0)
+    assert rows(tmp_path / "run") == ROWS
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    told = refusal(tmp_path, URI, CredentialsError, s3_auth="ambient")
+    assert "finds neither a role nor a web identity nor keys" in told
+
+
+def test_anonymous_access_is_refused_where_a_bucket_is_not_public(tmp_path: Path) -> None:
+    told = refusal(tmp_path, URI, CredentialsError, s3_auth="anonymous")
+    assert "the bucket is not public" in told
+
+
+def test_missing_credentials_name_the_secret_and_its_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", " ")
+    told = refusal(tmp_path, URI, CredentialsError)
+    assert "S3 credentials missing" in told
+    assert "s3-secret (keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)" in told
+
+
+@pytest.mark.parametrize("unset", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_one_key_of_two_is_misconfigured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unset: str
+) -> None:
+    monkeypatch.setenv(unset, "")
+    told = refusal(tmp_path, URI, ConfigError)
+    assert "S3 credentials misconfigured" in told
+    assert unset in told
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch"),
+        ("AWS_ACCESS_KEY_ID", "InvalidAccessKeyId"),
+    ],
+)
+def test_a_wrong_credential_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: str
+) -> None:
+    monkeypatch.setenv(name, "wrong-wrong-wrong-wrong")
+    told = refusal(tmp_path, URI, CredentialsError)
+    assert code in told
+    assert "s3-secret" in told
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        (f"s3://{BUCKET}/none.jsonl", f"in the bucket '{BUCKET}' there is no object with the key"),
+        (f"s3://{BUCKET}/none/*.jsonl", "no object with the key 'none/*.jsonl'"),
+        ("s3://no-such-bucket/x.jsonl", "there is no bucket 'no-such-bucket'"),
+    ],
+)
+def test_what_is_not_there_is_named_by_bucket_and_key(tmp_path: Path, uri: str, told: str) -> None:
+    assert told in refusal(tmp_path, uri, DataError)
+
+
+def test_the_command_shows_no_credential(tmp_path: Path, server: S3) -> None:
+    done = command(tmp_path, URI, "--verbosity=DEBUG")
+    assert done.returncode == 0, done.stderr
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in [done.stderr, *written] if server.secret in text]
+
+
+class Failing(BaseHTTPRequestHandler):
+    """Answers 503 to all; or serves one object, of which it drops or falsifies what it says."""
+
+    protocol_version = "HTTP/1.1"
+    content = jsonl(ROWS)
+    plan: list[str]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers.get("Range", ""))
+        act = self.plan.pop(0) if self.plan else "serve"
+        if act == "fail":
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        body = self.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.md5(self.content).hexdigest()}"')
+        if start:
+            total = len(self.content)
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        self.end_headers()
+        if act == "drop":
+            body = body[:500]
+            self.close_connection = True
+        self.wfile.write(body.replace(b"answer", b"ANSWER") if act == "lie" else body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name
+        """Stay silent."""
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Failing]]:
+    handler = type("Handler", (Failing,), {"plan": [], "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key")
+    yield handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_server_that_fails_for_now_is_asked_again(tmp_path: Path, failing: type[Failing]) -> None:
+    failing.plan[:] = ["fail"]
+    prepare(tmp_path, URI, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_a_server_that_fails_for_long_is_transient(tmp_path: Path, failing: type[Failing]) -> None:
+    failing.plan[:] = ["fail"] * 50
+    with pytest.raises(TransientError, match="503"):
+        check(tmp_path, URI)
+
+
+def test_a_dropped_download_goes_on_where_it_stopped(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.plan[:] = ["serve", "drop"]
+    prepare(tmp_path, URI, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+    assert failing.asked == ["", "", "bytes=500-"]
+
+
+def test_bytes_that_do_not_fit_their_checksum_are_fetched_again(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.plan[:] = ["serve", "lie"]
+    prepare(tmp_path / "a", URI, data_split=1.0)
+    assert rows(tmp_path / "a") == ROWS
+    failing.plan[:] = ["serve", "lie", "lie"]
+    with pytest.raises(DataError, match="corrupt: its md5 is"):
+        prepare(tmp_path / "b", URI, data_split=1.0)
+
+
+def test_a_server_that_is_not_there_is_transient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        port = server.server_port
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    with pytest.raises(TransientError, match="no answer"):
+        check(tmp_path, URI)

@@ -1,0 +1,148 @@
+"""Subset, duplicates and split: exact numbers, the same for the same seed."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from steps.dataset.split import rows_to_train
+from tests.dataset_runs import chat, prepare, read, rows, turns, write
+
+
+def split(workspace: Path) -> tuple[bytes, bytes]:
+    folder = workspace / "dataset"
+    return (folder / "train.jsonl").read_bytes(), (folder / "eval.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "ratio", "train"),
+    [
+        (10, 0.7, 7),
+        (10, 0.9, 9),
+        (10, 1.0, 10),
+        (3, 0.5, 2),
+        (5, 0.5, 3),
+        (2, 0.99, 1),
+        (2, 0.01, 1),
+        (1, 0.5, 1),
+        (1000, 0.999, 999),
+        (100, 0.29, 29),
+        (100, 0.145, 15),
+    ],
+)
+def test_the_split_is_what_one_reckons_by_hand(number: int, ratio: float, train: int) -> None:
+    assert rows_to_train(number, ratio) == train
+
+
+def test_both_splits_hold_the_rows_in_the_order_of_the_input(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", map(chat, range(10)))
+    result = prepare(tmp_path / "run", path, data_split=0.7)
+    train, held_out = (
+        [row["messages"][0]["content"] for row in read(tmp_path / "run" / "dataset" / name)]
+        for name in ("train.jsonl", "eval.jsonl")
+    )
+    order = [f"question {number}" for number in range(10)]
+    assert (len(train), len(held_out)) == (7, 3)
+    assert sorted(train + held_out) == order
+    assert train == [text for text in order if text in train]
+    assert held_out == [text for text in order if text in held_out]
+    assert result.results == {"rows-train": "7", "rows-eval": "3"}
+    for name, content in zip(("train", "eval"), split(tmp_path / "run"), strict=True):
+        assert result.outputs[name].bytes == len(content)
+        assert result.outputs[name].sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_split_1_leaves_an_empty_held_out_file(tmp_path: Path) -> None:
+    prepare(tmp_path / "run", write(tmp_path / "in.jsonl", map(chat, range(3))), data_split=1.0)
+    assert split(tmp_path / "run")[1] == b""
+
+
+def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", map(chat, range(50)))
+    prepare(tmp_path / "a", path)
+    prepare(tmp_path / "b", path)
+    prepare(tmp_path / "c", path, seed=7)
+    assert split(tmp_path / "a") == split(tmp_path / "b")
+    assert split(tmp_path / "a") != split(tmp_path / "c")
+
+
+def test_the_split_stays_the_same_for_ever(tmp_path: Path) -> None:
+    """Whoever compares two runs months apart must compare them on the same held-out rows."""
+    path = write(tmp_path / "in.jsonl", map(chat, range(12)))
+    prepare(tmp_path / "run", path, data_split=0.75)
+    held_out = read(tmp_path / "run" / "dataset" / "eval.jsonl")
+    questions = [row["messages"][0]["content"] for row in held_out]
+    assert questions == ["question 3", "question 4", "question 7"]
+
+
+def test_the_order_of_the_input_does_not_move_rows_between_the_splits(tmp_path: Path) -> None:
+    prepare(tmp_path / "a", write(tmp_path / "a.jsonl", map(chat, range(50))))
+    prepare(tmp_path / "b", write(tmp_path / "b.jsonl", map(chat, reversed(range(50)))))
+    for before, after in zip(split(tmp_path / "a"), split(tmp_path / "b"), strict=True):
+        assert sorted(before.splitlines()) == sorted(after.splitlines())
+
+
+def test_duplicates_are_removed_and_counted_however_they_are_written(tmp_path: Path) -> None:
+    spaced = '{ "id": 9, "messages" : [ {"content": "question 3", "role": "user"}, {"role":"assistant","content":"answer\\u00203"}]}'
+    path = write(tmp_path / "in.jsonl", [*map(chat, range(10)), *map(chat, range(10)), spaced])
+    result = prepare(tmp_path / "run", path, data_split=0.5)
+    assert result.metrics == {
+        "rows_read": 21,
+        "rows_train": 5,
+        "rows_eval": 5,
+        "rows_rejected": 0,
+        "rows_duplicate": 11,
+    }
+    assert len({str(row) for row in rows(tmp_path / "run")}) == 10
+
+
+def test_rows_that_differ_in_their_tools_are_no_duplicates(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    pair = [chat(1), chat(1) | {"tools": tools}]
+    result = prepare(tmp_path / "run", write(tmp_path / "in.jsonl", pair))
+    assert result.metrics["rows_duplicate"] == 0
+
+
+def test_a_subset_is_drawn_by_the_seed_before_the_split(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", map(chat, range(100)))
+    result = prepare(tmp_path / "a", path, subset=20, data_split=0.7)
+    assert (result.metrics["rows_train"], result.metrics["rows_eval"]) == (14, 6)
+    assert result.metrics["rows_read"] == 100
+    drawn = {str(row) for row in rows(tmp_path / "a")}
+    assert drawn != {str(chat(number)) for number in range(20)}
+    prepare(tmp_path / "b", path, subset=20, data_split=0.7, seed=1)
+    assert drawn != {str(row) for row in rows(tmp_path / "b")}
+
+
+def test_a_subset_above_the_number_of_rows_takes_all(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", map(chat, range(4)))
+    assert prepare(tmp_path / "run", path, subset=9, data_split=1.0).metrics["rows_train"] == 4
+
+
+def test_several_processes_make_the_same_bytes_as_one(tmp_path: Path) -> None:
+    many = [{"messages": turns(f"{number} " + "x" * 3000, "a")} for number in range(10_000)]
+    many[9000] = many[5]
+    path = write(tmp_path / "in.jsonl", [*many[:7000], {"text": "no chat"}, *many[7001:]])
+    cores = os.sched_getaffinity(0)
+    several = prepare(tmp_path / "several", path, on_invalid="skip")
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        one = prepare(tmp_path / "one", path, on_invalid="skip")
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert split(tmp_path / "one") == split(tmp_path / "several")
+    assert one.metrics == several.metrics
+    assert one.details["statistics"] == several.details["statistics"]
+    assert [row["line"] for row in read(tmp_path / "several/dataset/rejected.jsonl")] == [7001]
+    assert one.metrics["rows_duplicate"] == 1
+
+
+def test_the_statistics_are_those_of_the_rows(tmp_path: Path) -> None:
+    few = [{"messages": turns("q" * n, "a")} for n in range(1, 101)]
+    few[0]["messages"].insert(0, {"role": "system", "content": "s"})
+    found = prepare(tmp_path / "run", write(tmp_path / "in.jsonl", few)).details["statistics"]
+    assert found["characters"] == {"minimum": 3, "median": 51, "p95": 96, "maximum": 101}
+    assert found["turns"] == {"minimum": 2, "median": 2, "p95": 2, "maximum": 3}
+    assert found["roles"] == {"user": 100, "assistant": 100, "system": 1}
+    assert (found["with_system"], found["with_tools"]) == (0.01, 0.0)
