@@ -1,15 +1,15 @@
 """Run the benchmarks, or those that are named.
 
-python -m benchmarks [tokenising] [training]
+python -m benchmarks [dataset] [tokenising] [training]
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import tokenising, training
+from benchmarks import dataset, tokenising, training
 
-ALL = {"tokenising": tokenising.main, "training": training.main}
+ALL = {"dataset": dataset.main, "tokenising": tokenising.main, "training": training.main}
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
