@@ -83,6 +83,7 @@ def refusal(tmp_path: Path, row: Any) -> str:
         ),
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "half a surrogate pair"),
         ('{"messages": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
+        ('{"messages": ' + "[" * 1000 + "]" * 1000 + "}", "nested too deeply"),
         ({"prompt": "q", "completion": ""}, "'completion' is empty"),
         ({"instruction": "q", "output": ""}, "'output' is empty"),
         ({"messages": turns("q", "a"), "unmask": "yes"}, "'unmask' must be true or false"),

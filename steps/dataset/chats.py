@@ -6,11 +6,12 @@ byte for byte, because a number that Python reads and writes again may come out 
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import orjson
+from msgspec import UNSET, UnsetType
 
 Role = Literal["system", "user", "assistant", "function", "tool"]
 ROLES = ("system", "user", "assistant", "function", "tool")
@@ -56,9 +57,9 @@ class _Plain(msgspec.Struct, gc=False):
 
     messages: list[_Message]
     # Those that have a meaning are left to the slower reading below.
-    system: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    tools: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    unmask: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    system: msgspec.Raw | UnsetType = UNSET
+    tools: msgspec.Raw | UnsetType = UNSET
+    unmask: msgspec.Raw | UnsetType = UNSET
 
 
 class _Canonical(msgspec.Struct, gc=False):
@@ -76,28 +77,40 @@ def read(row: bytes) -> Chat:
 
     Raises Fault where the row cannot be learnt from.
     """
+    if chat := _read_plain(row):
+        return chat
+    try:
+        return _read_any(row)
+    except RecursionError:
+        raise Fault("nested too deeply") from None
+
+
+def _read_plain(row: bytes) -> Chat | None:
+    """The chat of a row as most are; None where it has to be looked at more closely."""
     try:
         plain = _decode_plain(row)
     except (ValueError, RecursionError):  # of msgspec and of UTF-8
-        return _read_any(row)
+        return None
     messages = plain.messages
+    if plain.tools is not UNSET or plain.unmask is not UNSET or plain.system is not UNSET:
+        return None
     roles = tuple([message.role for message in messages])
     contents = [message.content for message in messages]
-    if (
-        plain.tools is plain.unmask is plain.system is msgspec.UNSET
-        and _order(roles) is None
-        and not any([not content or content.isspace() for content in contents])  # noqa: C419  # faster
-    ):
-        return Chat(_encode(_Canonical(messages)), roles, sum(map(len, contents)), tools=False)
-    return _read_any(row)
+    if _order(roles):
+        return None
+    for content in contents:
+        if not content or content.isspace():
+            return None
+    return Chat(_encode(_Canonical(messages)), roles, sum(map(len, contents)), tools=False)
 
 
 def _read_any(row: bytes) -> Chat:
     _validate(row)
     if row.lstrip()[:1] != b"{":
         raise Fault(f"a row must be a JSON object, not {_kind(msgspec.Raw(row.lstrip()))}")
-    fields = {name: raw for name, raw in _decode_fields(row).items() if not _is_null(raw)}
-    messages = _messages(fields, row)
+    found = _decode_fields(row)
+    fields = {name: raw for name, raw in found.items() if not _is_null(raw)}
+    messages = _messages(fields, found)
     roles = tuple(message["role"] for message in messages)
     if problem := _order(roles):
         raise Fault(problem)
@@ -152,8 +165,8 @@ def _order(roles: tuple[str, ...]) -> str | None:
     return None
 
 
-def _messages(fields: Fields, row: bytes) -> list[dict[str, Any]]:
-    """The messages of the first schema that fits."""
+def _messages(fields: Fields, keys: Iterable[str]) -> list[dict[str, Any]]:
+    """The messages of the first schema that fits; `keys` are those of the row, to name them."""
     if "messages" in fields or "conversations" in fields:
         name = "messages" if "messages" in fields else "conversations"
         entries = _list(fields[name], name)
@@ -165,8 +178,10 @@ def _messages(fields: Fields, row: bytes) -> list[dict[str, Any]]:
         return _with_system(fields, turns)
     if "instruction" in fields and "output" in fields:
         return _with_system(fields, _alpaca(fields))
-    keys = ", ".join(_decode_fields(row)) or "none"
-    raise Fault(f"missing 'messages' or 'conversations' field; the row has the keys: {keys[:300]}")
+    listed = ", ".join(keys) or "none"
+    raise Fault(
+        f"missing 'messages' or 'conversations' field; the row has the keys: {listed[:300]}"
+    )
 
 
 def _with_system(fields: Fields, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
