@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from steps import files, flags, logs, record
+from steps import addresses, files, flags, logs, record
 from steps.errors import StepError, Terminated, UsageError, volume_error
 from steps.params import Bound, StepParams, is_secret, shown
 from steps.record import Asset, Record, Result
@@ -189,9 +189,11 @@ def _hide_secrets(params: StepParams) -> None:
         value = getattr(params, name)
         if is_secret(declared):
             logs.hide(value.get_secret_value().strip())
-        elif isinstance(value, str) and logs.public_uri(value) != value:
-            logs.hide(value.partition("?")[2])
-            logs.hide(value.partition("://")[2].partition("@")[0] if "@" in value else "")
+        elif isinstance(value, str):
+            for uri, _ in addresses.split(value):
+                if logs.public_uri(uri) != uri:
+                    logs.hide(uri.partition("?")[2])
+                    logs.hide(uri.partition("://")[2].partition("@")[0] if "@" in uri else "")
 
 
 def _fail(error: object, code: int, debug: bool) -> NoReturn:

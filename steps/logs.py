@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from steps import addresses
+
 _hidden: set[str] = set()
 
 # Shorter values would blot out words that are no secret.
@@ -26,13 +28,21 @@ def redact(text: str) -> str:
 
 
 def public_uri(uri: str) -> str:
-    """The address without user, password and query: a presigned link's query is a credential."""
-    if "://" not in uri:
-        return uri
+    """The address without user, password and query: a presigned link's query is a credential.
+
+    Of several addresses in one text, each.
+    """
+    return "".join(_public(part) for part in addresses.parts(uri))
+
+
+def _public(part: str) -> str:
+    if "://" not in part:
+        return part
+    uri = addresses.split(part)[0].uri
     parts = urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
     query = "**********" if parts.query else ""
-    return urlunsplit(parts._replace(netloc=host, query=query))
+    return part.removesuffix(uri) + urlunsplit(parts._replace(netloc=host, query=query))
 
 
 class Formatter(logging.Formatter):

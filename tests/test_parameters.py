@@ -55,6 +55,9 @@ phase_04_registry_opt_port | int | 8080
 phase_01_dataset_opt_seed | int | 42
 phase_01_dataset_opt_s3_auth | str | secret
 phase_01_dataset_opt_on_invalid | str | error
+phase_01_dataset_opt_eval_uri | str | ""
+phase_01_dataset_opt_chat_schema | str | auto
+phase_01_dataset_opt_deduplicate | str | exact
 phase_02_train_opt_launcher | str | auto
 phase_02_train_opt_cluster_auth | str | secret
 phase_02_train_opt_runtime | str | training-hub

@@ -118,6 +118,7 @@ def nothing_to_score(models: Mapping[str, StepParams]) -> str | None:
         isinstance(dataset, DatasetParams)
         and isinstance(evaluate, EvaluateParams)
         and dataset.data_split == 1.0
+        and not dataset.eval_uri
         and not evaluate.tasks
     ):
         return "--data-split 1.0 holds no rows out and --tasks is empty: nothing would be evaluated"

@@ -11,17 +11,19 @@ from steps.record import Asset, Result
 
 
 def check(params: DatasetParams, run: Run) -> None:
-    """The source answers, and what lies here already begins with rows that can be learnt from."""
+    """The sources answer, and what lies here already begins with rows that can be learnt from."""
     from steps.dataset import prepare
 
-    here = sources.open_source(params, run).check()
-    if params.on_invalid == "error":
-        prepare.refuse_bad_beginnings(here)
+    for opened in sources.open_sources(params, run).values():
+        here = opened.source.check()
+        if params.on_invalid == "error":
+            prepare.refuse_bad_beginnings(here, params.chat_schema)
 
 
 def inputs(params: DatasetParams, run: Run) -> dict[str, Asset]:
-    """The source, as far as that is known without a network."""
-    return {"source": sources.open_source(params, run).asset()}
+    """The sources, as far as that is known without a network."""
+    opened = sources.open_sources(params, run)
+    return {name: one.source.asset() for name, one in opened.items()}
 
 
 def main(params: DatasetParams, run: Run) -> Result:

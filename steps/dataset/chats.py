@@ -13,6 +13,15 @@ import msgspec
 import orjson
 from msgspec import UNSET, UnsetType
 
+Schema = Literal["auto", "messages", "conversations", "alpaca", "prompt_completion"]
+_KEYS = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+}
+"""What a row of each schema has; where several fit, the first counts."""
+
 Role = Literal["system", "user", "assistant", "function", "tool"]
 ROLES = ("system", "user", "assistant", "function", "tool")
 
@@ -72,15 +81,15 @@ _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def read(row: bytes) -> Chat:
-    """The chat of a row of JSON.
+def read(row: bytes, schema: Schema = "auto") -> Chat:
+    """The chat of a row of JSON; `auto` takes the schema that its keys tell.
 
-    Raises Fault where the row cannot be learnt from.
+    Raises Fault where the row cannot be learnt from, or is of another schema.
     """
-    if chat := _read_plain(row):
+    if schema in ("auto", "messages") and (chat := _read_plain(row)):
         return chat
     try:
-        return _read_any(row)
+        return _read_any(row, schema)
     except RecursionError:
         raise Fault("nested too deeply") from None
 
@@ -104,13 +113,13 @@ def _read_plain(row: bytes) -> Chat | None:
     return Chat(_encode(_Canonical(messages)), roles, sum(map(len, contents)), tools=False)
 
 
-def _read_any(row: bytes) -> Chat:
+def _read_any(row: bytes, schema: Schema) -> Chat:
     _validate(row)
     if row.lstrip()[:1] != b"{":
         raise Fault(f"a row must be a JSON object, not {_kind(msgspec.Raw(row.lstrip()))}")
     found = _decode_fields(row)
     fields = {name: raw for name, raw in found.items() if not _is_null(raw)}
-    messages = _messages(fields, found)
+    messages = _messages(fields, found, schema)
     roles = tuple(message["role"] for message in messages)
     if problem := _order(roles):
         raise Fault(problem)
@@ -165,23 +174,28 @@ def _order(roles: tuple[str, ...]) -> str | None:
     return None
 
 
-def _messages(fields: Fields, keys: Iterable[str]) -> list[dict[str, Any]]:
-    """The messages of the first schema that fits; `keys` are those of the row, to name them."""
-    if "messages" in fields or "conversations" in fields:
-        name = "messages" if "messages" in fields else "conversations"
-        entries = _list(fields[name], name)
-        if not entries:
-            raise Fault(f"{name!r} is empty")
-        return _with_system(fields, [_message(e, f"{name}[{i}]") for i, e in enumerate(entries)])
-    if "prompt" in fields and "completion" in fields:
+def _messages(fields: Fields, keys: Iterable[str], schema: Schema) -> list[dict[str, Any]]:
+    """The messages by the schema, or the first that fits; `keys` are those of the row, to name them."""
+    asked = _KEYS if schema == "auto" else (schema,)
+    found = next((name for name in asked if all(key in fields for key in _KEYS[name])), None)
+    if found is None:
+        wanted = (
+            "'messages' or 'conversations' field"
+            if schema == "auto"
+            else f"{' and '.join(map(repr, _KEYS[schema]))} for the schema {schema}"
+        )
+        listed = ", ".join(keys) or "none"
+        raise Fault(f"missing {wanted}; the row has the keys: {listed[:300]}")
+    if found == "prompt_completion":
         turns = _part(fields, "prompt", "user") + _part(fields, "completion", "assistant")
-        return _with_system(fields, turns)
-    if "instruction" in fields and "output" in fields:
-        return _with_system(fields, _alpaca(fields))
-    listed = ", ".join(keys) or "none"
-    raise Fault(
-        f"missing 'messages' or 'conversations' field; the row has the keys: {listed[:300]}"
-    )
+    elif found == "alpaca":
+        turns = _alpaca(fields)
+    else:
+        entries = _list(fields[found], found)
+        if not entries:
+            raise Fault(f"{found!r} is empty")
+        turns = [_message(entry, f"{found}[{i}]") for i, entry in enumerate(entries)]
+    return _with_system(fields, turns)
 
 
 def _with_system(fields: Fields, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:

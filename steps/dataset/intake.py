@@ -18,6 +18,7 @@ from typing import NamedTuple
 import xxhash
 
 from steps.dataset import chats
+from steps.dataset.chats import Schema
 from steps.dataset.pieces import LONGEST_ROW, Block, Range, Unit
 from steps.signals import end_with_parent
 
@@ -114,26 +115,23 @@ class Intake:
 
 Pieces = Iterable[tuple[str, Block | Range]]
 """Pieces, each with the name of its file."""
-OnPiece = Callable[[str, Unit, int, Checked], None]
+OnPiece = Callable[[str, Unit, Checked], None]
 
 
-def take_in(pieces: Pieces, spool: Path, *, size: int, on_piece: OnPiece) -> Intake:
+def take_in(pieces: Pieces, spool: Path, *, size: int, schema: Schema, on_piece: OnPiece) -> Intake:
     """Check the rows of all pieces, which are about `size` bytes together.
 
     The canonical rows are put into the folder `spool`. `on_piece` gets, for each piece in order,
-    the name of its file, what numbers in it count, the number before its first, and what was found.
+    the name of its file, what numbers in it count, and what was found.
     """
     intake = Intake()
-    before, last = 0, ""
-    for (name, piece), checked in _checked(pieces, spool, size):
-        before = before if name == last else 0
-        on_piece(name, piece.unit, before, checked)
+    for (name, piece), checked in _checked(pieces, spool, size, schema):
+        on_piece(name, piece.unit, checked)
         intake.add(checked)
-        before, last = before + checked.lines, name
     return intake
 
 
-def check(piece: Block | Range, spool: Path) -> Checked:
+def check(piece: Block | Range, spool: Path, schema: Schema) -> Checked:
     """Check the rows of a piece, and append those that are kept to this process's file of the spool."""
     path = spool / str(os.getpid())
     rows = piece.rows()
@@ -149,7 +147,7 @@ def check(piece: Block | Range, spool: Path) -> Checked:
                 found.rejected.append(Rejected(number, reason, row[:_SHOWN_OF_LONG]))
                 continue
             try:
-                chat = chats.read(row)
+                chat = chats.read(row, schema)
             except chats.Fault as fault:
                 found.rejected.append(Rejected(number, str(fault), row))
                 continue
@@ -166,12 +164,12 @@ def check(piece: Block | Range, spool: Path) -> Checked:
 
 
 def _checked(
-    pieces: Pieces, spool: Path, size: int
+    pieces: Pieces, spool: Path, size: int, schema: Schema
 ) -> Iterator[tuple[tuple[str, Block | Range], Checked]]:
     processes = min(len(os.sched_getaffinity(0)), 8)
     if processes == 1 or size < _BYTES_FOR_PROCESSES:
         for item in pieces:
-            yield item, check(item[1], spool)
+            yield item, check(item[1], spool, schema)
         return
     # Spawned, not forked: threads may be running in this process.
     with ProcessPoolExecutor(
@@ -179,7 +177,7 @@ def _checked(
     ) as pool:
         waiting: deque[tuple[tuple[str, Block | Range], Future[Checked]]] = deque()
         for item in pieces:
-            waiting.append((item, pool.submit(check, item[1], spool)))
+            waiting.append((item, pool.submit(check, item[1], spool, schema)))
             if len(waiting) > 2 * processes:  # what is in flight bounds the memory
                 first, done = waiting.popleft()
                 yield first, done.result()

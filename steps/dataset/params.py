@@ -35,7 +35,10 @@ class DatasetParams(StepParams):
     secrets: ClassVar[tuple[Secret, ...]] = (S3_SECRET, HF_TOKEN, HTTP_TOKEN)
 
     data_uri: Man[str] = Field(min_length=1)
-    """hf://org/name[:config][@revision], s3://bucket/key, http(s)://, pvc://claim/path or an absolute path."""
+    """hf://org/name[:config][@revision][#split], s3://bucket/key, http(s)://, pvc://claim/path or an
+    absolute path: a file, a folder or prefix, or a glob. Several, a blank or new line between them,
+    are taken one after another; with weights (0.7*hf://org/a 0.3*/data/b.jsonl) they are mixed by
+    these shares, as many rows as there are without repeating any, or `subset`."""
     data_split: Man[float] = Field(default=0.9, gt=0, le=1)
     """Share of the rows for training; the rest is held out. 1.0 holds nothing out."""
     hf_token: SecretStr = SecretStr("")
@@ -48,3 +51,11 @@ class DatasetParams(StepParams):
     """secret: both keys of s3-secret; ambient: the SDK's own chain (role, web identity); anonymous."""
     on_invalid: Further[Literal["error", "skip"]] = "error"
     """error: an invalid row ends the step; skip: it goes to dataset/rejected.jsonl with its reason."""
+    eval_uri: Further[str] = ""
+    """Held-out rows from here, addresses as in data_uri, instead of a split; they are not trained on."""
+    chat_schema: Further[
+        Literal["auto", "messages", "conversations", "alpaca", "prompt_completion"]
+    ] = "auto"
+    """Keys that the rows have; auto finds out by row, any other refuses rows that lack its keys."""
+    deduplicate: Further[Literal["exact", "none"]] = "exact"
+    """exact: equal rows count once; none: they stay, all on one side of the split."""

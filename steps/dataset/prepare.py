@@ -3,19 +3,22 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from steps import files, logs, record
+from steps import files, record
 from steps.dataset import chats, intake, output, reader, split
+from steps.dataset.chats import Schema
 from steps.dataset.intake import Checked, Intake
 from steps.dataset.params import DatasetParams
-from steps.dataset.pieces import Unit
+from steps.dataset.pieces import Block, Range, Unit
 from steps.dataset.rejects import Rejects
-from steps.dataset.sources import DataFile, Fetched, open_source
+from steps.dataset.selection import Portion, select
+from steps.dataset.sources import DataFile, Fetched, Opened, open_sources
 from steps.entrypoint import Run
 from steps.errors import DataError, TransientError
 from steps.progress import progress
@@ -27,38 +30,43 @@ _FIRST_ROWS = 20
 
 
 def prepare(params: DatasetParams, run: Run) -> Result:
-    """Make both splits from the source.
+    """Make both splits from the sources.
 
     Raises DataError where a row is invalid (unless they are skipped), or none is there.
     """
-    workspace, uri = run.workspace, logs.public_uri(params.data_uri)
-    source = open_source(params, run)
+    workspace, opened = run.workspace, open_sources(params, run)
     with _scratch(run) as scratch, contextlib.ExitStack() as stack:
-        fetched = source.fetch(scratch / "source")
-        rejects = Rejects(uri)
+        fetched = {name: one.source.fetch(scratch / name) for name, one in opened.items()}
+        rejects = Rejects()
         files.remove(workspace.rejected_rows)
         if params.on_invalid == "skip":
             rejects.keep(stack.enter_context(files.atomic(workspace.rejected_rows)))
         # hashlib lets other threads run, so digests cost little beside the reading.
         with ThreadPoolExecutor(1) as beside:
-            digests = [beside.submit(_sha256, file) for file in fetched.files]
-            found = _take_in(fetched, scratch / "spool", rejects)
-        if source.asset() != run.inputs["source"]:
-            raise TransientError(f"{uri}: it changed while it was read; run the same command again")
-        rejects.refuse(found, skip=params.on_invalid == "skip")
-        distinct = split.first_of_equals(found.kept.digests)
-        verdicts = split.choose(
-            found.kept.digests,
-            distinct,
-            subset=params.subset,
-            ratio=params.data_split,
-            seed=params.seed,
-        )
+            digests = {
+                file.path: beside.submit(_sha256, file)
+                for one in fetched.values()
+                for file in one.files
+            }
+            portions = [Portion(one.uri, one.weight, one.held_out) for one in opened.values()]
+            found = _take_in(
+                list(fetched.values()),
+                portions,
+                scratch / "spool",
+                schema=params.chat_schema,
+                rejects=rejects,
+            )
+        for name, one in opened.items():
+            if one.source.asset() != run.inputs[name]:
+                raise TransientError(
+                    f"{one.uri}: it changed while it was read; run the same command again"
+                )
+        rejects.refuse(portions, skip=params.on_invalid == "skip")
+        selection = select(found.kept.digests, portions, params)
+        verdicts = selection.verdicts
         outputs = output.write_splits(found, verdicts, workspace)
-        sources = [
-            _described(file, done.result())
-            for file, done in zip(fetched.files, digests, strict=True)
-        ]
+        sha256 = {path: done.result() for path, done in digests.items()}
+        described = _described(opened, fetched, sha256)
     if params.on_invalid == "skip":
         outputs["rejected"] = Asset.of(workspace.rejected_rows, workspace)
     metrics = {
@@ -66,7 +74,7 @@ def prepare(params: DatasetParams, run: Run) -> Result:
         "rows_train": int((verdicts == split.TRAIN).sum()),
         "rows_eval": int((verdicts == split.EVAL).sum()),
         "rows_rejected": found.rejected,
-        "rows_duplicate": int((~distinct).sum()),
+        "rows_duplicate": selection.duplicates,
     }
     log.info("%s", ", ".join(f"{name.removeprefix('rows_')} {n:,}" for name, n in metrics.items()))
     return Result(
@@ -74,22 +82,19 @@ def prepare(params: DatasetParams, run: Run) -> Result:
         metrics=dict(metrics),
         results={"rows-train": str(metrics["rows_train"]), "rows-eval": str(metrics["rows_eval"])},
         versions=record.versions("msgspec", "numpy", "orjson", "pyarrow", "xxhash"),
-        details={
-            "source": {"uri": uri, "revision": fetched.revision, "files": sources},
-            "statistics": statistics(found),
-        },
+        details={**described, "statistics": statistics(found)},
     )
 
 
-def refuse_bad_beginnings(here: Sequence[DataFile]) -> None:
+def refuse_bad_beginnings(here: Sequence[DataFile], schema: Schema) -> None:
     """Raise DataError where the first rows of the first file cannot be learnt from."""
     for file in here[:1]:
-        rejects = Rejects(file.name)
+        rejects = Rejects()
         for piece in islice(reader.pieces(file.name, file.path), 1):
             for number, row in enumerate(piece.rows()[:_FIRST_ROWS]):
                 try:
                     if row.strip():
-                        chats.read(row)
+                        chats.read(row, schema)
                 except chats.Fault as fault:
                     rejects.show(file.name, piece.unit, number, str(fault))
         rejects.refuse_shown()
@@ -115,32 +120,72 @@ def statistics(found: Intake) -> dict[str, Any]:
     }
 
 
-def _take_in(fetched: Fetched, spool: Path, rejects: Rejects) -> Intake:
+def _take_in(
+    fetched: Sequence[Fetched],
+    portions: Sequence[Portion],
+    spool: Path,
+    *,
+    schema: Schema,
+    rejects: Rejects,
+) -> Intake:
+    """Check the rows of all sources, and count those of each in its portion."""
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
-    size = sum(file.path.stat().st_size for file in fetched.files)
-    pieces = (
-        (file.name, piece)
-        for file in fetched.files
-        for piece in reader.pieces(file.name, file.path)
-    )
+    size = sum(file.path.stat().st_size for one in fetched for file in one.files)
+    origins: deque[int] = deque()  # of the pieces that are on their way
+
+    def pieces() -> Iterator[tuple[str, Block | Range]]:
+        for index, one in enumerate(fetched):
+            for file in one.files:
+                for piece in reader.pieces(file.name, file.path):
+                    origins.append(index)
+                    yield file.name, piece
+
     with progress("reading", size, "bytes") as shown:
         done = 0
+        lines: Counter[tuple[int, str]] = Counter()
 
-        def on_piece(name: str, unit: Unit, before: int, checked: Checked) -> None:
+        def on_piece(name: str, unit: Unit, checked: Checked) -> None:
             nonlocal done
-            rejects.add(name, unit, before, checked)
+            index = origins.popleft()
+            rejects.add(name, unit, lines[index, name], checked)
+            lines[index, name] += checked.lines
+            portions[index].kept += len(checked.kept.lengths)
+            portions[index].rejected += len(checked.rejected)
             done += checked.size
             shown.update(min(done, size))
 
-        return intake.take_in(pieces, spool, size=size, on_piece=on_piece)
+        return intake.take_in(pieces(), spool, size=size, schema=schema, on_piece=on_piece)
 
 
 def _sha256(file: DataFile) -> str:
     return file.sha256 or files.sha256(file.path)
 
 
-def _described(file: DataFile, sha256: str) -> dict[str, Any]:
+def _described(
+    opened: Mapping[str, Opened], fetched: Mapping[str, Fetched], sha256: Mapping[Path, str]
+) -> dict[str, Any]:
+    """What was read, for the record: one source as itself, several as a list."""
+    details: dict[str, Any] = {}
+    for title, held_out in (("source", False), ("eval_source", True)):
+        sources = [
+            {
+                "uri": one.uri,
+                "revision": fetched[name].revision,
+                "files": [_file(file, sha256[file.path]) for file in fetched[name].files],
+                **({"weight": float(one.weight)} if one.weight else {}),
+            }
+            for name, one in opened.items()
+            if one.held_out is held_out
+        ]
+        if len(sources) == 1:
+            details[title] = sources[0]
+        elif sources:
+            details[f"{title}s"] = sources
+    return details
+
+
+def _file(file: DataFile, sha256: str) -> dict[str, Any]:
     size = file.path.stat().st_size
     return {"name": file.name, "bytes": size, "sha256": sha256, "etag": file.etag}
 

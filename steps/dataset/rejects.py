@@ -1,10 +1,12 @@
 """The rows that are refused: told, counted, and put aside where asked for."""
 
 import logging
+from collections.abc import Sequence
 from typing import IO
 
-from steps.dataset.intake import Checked, Intake
+from steps.dataset.intake import Checked
 from steps.dataset.pieces import Unit
+from steps.dataset.selection import Portion
 from steps.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -16,8 +18,7 @@ SHOWN = 20
 class Rejects:
     """The rows that are refused: the first are told, all are counted, and kept where asked for."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self) -> None:
         self._shown: list[str] = []
         self._file: IO[bytes] | None = None
 
@@ -45,19 +46,23 @@ class Rejects:
             place = f"{name}:{number + 1}" if unit == "line" else f"{name}: row {number + 1}"
             self._shown.append(f"{place}: {reason}")
 
-    def refuse(self, found: Intake, *, skip: bool) -> None:
-        """Raise DataError where rows are invalid and not to be skipped, or where none is left."""
-        if not found.rows:
-            raise DataError(f"{self._uri}: the data set is empty: there is no row in it")
-        if found.rejected and skip:
-            log.warning("%d of %d rows are skipped: %s", found.rejected, found.rows, self._told())
-        if found.rejected and not skip:
+    def refuse(self, portions: Sequence[Portion], *, skip: bool) -> None:
+        """Raise DataError where rows are invalid and not to be skipped, or where a source has none."""
+        for portion in portions:
+            if not portion.rows:
+                raise DataError(f"{portion.uri}: the data set is empty: there is no row in it")
+        rejected = sum(portion.rejected for portion in portions)
+        rows = sum(portion.rows for portion in portions)
+        if rejected and skip:
+            log.warning("%d of %d rows are skipped: %s", rejected, rows, self._told())
+        if rejected and not skip:
             raise DataError(
-                f"{self._told(found.rejected)}\n{found.rejected:,} of {found.rows:,} rows are invalid: "
+                f"{self._told(rejected)}\n{rejected:,} of {rows:,} rows are invalid: "
                 "correct them, or set --on-invalid skip to leave them out"
             )
-        if found.rejected == found.rows:
-            raise DataError(f"{self._told()}\n{self._uri}: no row is valid")
+        for portion in portions:
+            if not portion.kept:
+                raise DataError(f"{self._told()}\n{portion.uri}: no row is valid")
 
     def refuse_shown(self) -> None:
         """Raise DataError where any row was told of."""

@@ -38,24 +38,42 @@ def first_of_equals(digests: "array[int]") -> "NDArray[np.bool_]":
     return first
 
 
+def draw(
+    digests: "NDArray[np.uint64]", rows: "NDArray[np.intp]", number: int, seed: int
+) -> "NDArray[np.intp]":
+    """So many of the rows, chosen by their content and the seed; all where there are no more."""
+    import numpy as np
+
+    if number >= len(rows):
+        return rows
+    keys = _shuffled(digests[rows], seed, _SUBSET)
+    last = np.partition(keys, number)[number]
+    chosen = keys < last
+    # Of equal rows, the first ones.
+    chosen[np.flatnonzero(keys == last)[: number - int(chosen.sum())]] = True
+    drawn: NDArray[np.intp] = rows[chosen]
+    return drawn
+
+
 def choose(
     digests: "array[int]",
-    distinct: "NDArray[np.bool_]",
+    candidates: "NDArray[np.bool_]",
     *,
     subset: int,
     ratio: float,
     seed: int,
 ) -> "NDArray[np.uint8]":
-    """LEFT, TRAIN or EVAL for each row: `ratio` of `subset` (0: all) of the distinct rows to train on.
+    """LEFT, TRAIN or EVAL for each row: `ratio` of `subset` (0: all) of the candidates to train on.
 
-    Both sides get a row wherever there are two and the ratio is below 1.
+    Both sides get a row wherever there are two different ones and the ratio is below 1. Equal rows
+    never part: where a side's last row has copies, the numbers are as near as that allows.
     """
     import numpy as np
 
-    rows = np.flatnonzero(distinct)
+    rows = np.flatnonzero(candidates)
     every = np.frombuffer(digests, dtype=np.uint64)
-    if 0 < subset < len(rows):
-        rows = rows[_smallest(_shuffled(every[rows], seed, _SUBSET), subset)]
+    if subset:
+        rows = draw(every, rows, subset, seed)
     held_out = len(rows) - rows_to_train(len(rows), ratio)
     verdicts = np.full(len(every), LEFT, dtype=np.uint8)
     verdicts[rows] = TRAIN
@@ -75,13 +93,19 @@ def rows_to_train(rows: int, ratio: float) -> int:
 
 
 def _smallest(keys: "NDArray[np.uint64]", number: int) -> "NDArray[np.bool_]":
-    """Which keys are the `number` smallest. Keys are distinct."""
+    """Which keys are the `number` smallest, or about so many, so that equal keys do not part."""
     import numpy as np
 
     if number == 0:
         return np.zeros(len(keys), dtype=bool)
-    chosen: NDArray[np.bool_] = keys <= np.partition(keys, number - 1)[number - 1]
-    return chosen
+    last = np.partition(keys, number - 1)[number - 1]
+    more: NDArray[np.bool_] = keys <= last
+    surplus = int(more.sum()) - number
+    if not surplus:
+        return more
+    fewer: NDArray[np.bool_] = keys < last
+    missing = number - int(fewer.sum())
+    return fewer if more.all() or missing < min(surplus, number) else more
 
 
 def _shuffled(digests: "NDArray[np.uint64]", seed: int, purpose: int) -> "NDArray[np.uint64]":

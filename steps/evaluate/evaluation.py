@@ -33,7 +33,7 @@ def evaluate(params: EvaluateParams, run: Run) -> Result:
     if not (has_rows or has_tasks):
         raise UsageError(
             f"{workspace.eval_rows}: no rows are held out, and there are no --tasks: nothing would "
-            "be evaluated; give tasks, or a --data-split below 1 to the dataset step"
+            "be evaluated; give tasks, or an --eval-uri or a --data-split below 1 to the dataset step"
         )
     files.remove(workspace.results.parent)
     models = {"tuned": _path(run, "model")}

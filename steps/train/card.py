@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from steps import addresses
+
 # A repository of the hub as the steps' parameters write it; scheme, config, revision and split may be there.
 _HUB = re.compile(
     r"(?:hf://)?(?:datasets/)?(?P<id>\w[\w.-]*(?:/\w[\w.-]*)?)(?::[^/@#]*)?(?:@[^#]*)?(?:#.*)?"
@@ -31,10 +33,11 @@ def model_card(
     refuses any other address (https://huggingface.co/docs/hub/model-cards). The card is part of
     the model's digest, so it has no times in it.
     """
-    base_id, data_id = _hub_id(base_model), _hub_id(data_uri)
+    base_id = _hub_id(base_model)
+    data_ids = [found for uri, _ in addresses.split(data_uri) if (found := _hub_id(uri))]
     front = [
         *([f"base_model: {json.dumps(base_id)}"] if base_id else []),
-        *([f"datasets: [{json.dumps(data_id)}]"] if data_id else []),
+        *([f"datasets: {json.dumps(data_ids)}"] if data_ids else []),
         "library_name: transformers",
         "pipeline_tag: text-generation",
         "tags: [sft]",

@@ -2,11 +2,13 @@
 
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from steps import addresses, logs
 from steps.dataset.params import DatasetParams
 from steps.entrypoint import Run
 from steps.errors import UsageError
@@ -56,12 +58,60 @@ class Source(Protocol):
         """
 
 
-def open_source(params: DatasetParams, run: Run) -> Source:
-    """The source that `params.data_uri` names.
+@dataclass(frozen=True)
+class Opened:
+    """A source that the parameters name, and what its rows are for."""
 
-    Raises UsageError for a scheme that no source knows.
+    source: Source
+    uri: str
+    """As messages name it: without secrets."""
+    weight: str = ""
+    """Its share of the mix, a decimal number; empty where all rows are taken."""
+    held_out: bool = False
+    """Whether it is an eval set."""
+
+
+def open_sources(params: DatasetParams, run: Run) -> dict[str, Opened]:
+    """All sources, each by the name of its input; those of the eval set come first.
+
+    Raises UsageError where an address is none, or does not go with the others.
     """
-    uri = params.data_uri.strip()
+    untouched = (DatasetParams.model_fields["data_split"].default, 1.0)
+    if params.eval_uri.strip() and params.data_split not in untouched:
+        raise UsageError(
+            f"--data-split {params.data_split}: has no effect with --eval-uri, which gives the "
+            "held-out rows; leave one of them out"
+        )
+    data = addresses.split(params.data_uri)
+    held_out = addresses.split(params.eval_uri)
+    if not data:
+        raise UsageError("--data-uri: there is no address in it")
+    if any(weight for _, weight in held_out):
+        raise UsageError("--eval-uri: an eval set is taken whole: leave the weights out")
+    if len({bool(weight) for _, weight in data}) > 1:
+        missing = next(uri for uri, weight in data if not weight)
+        raise UsageError(
+            f"--data-uri: {logs.public_uri(missing)} has no weight: give one to each address, or to none"
+        )
+    for uri, weight in data:
+        if weight and not float(weight):
+            raise UsageError(f"--data-uri: {logs.public_uri(uri)} has the weight 0: leave it out")
+    for flag, listed in (("--data-uri", data), ("--eval-uri", held_out)):
+        for uri, times in Counter(uri for uri, _ in listed).items():
+            if times > 1:
+                raise UsageError(f"{flag}: {logs.public_uri(uri)} is named {times} times")
+    return {
+        name: Opened(_open(uri, params, run), logs.public_uri(uri), weight, listed is held_out)
+        for title, listed in (("eval_source", held_out), ("source", data))
+        for name, (uri, weight) in zip(_names(title, len(listed)), listed, strict=True)
+    }
+
+
+def _names(title: str, number: int) -> list[str]:
+    return [title] if number == 1 else [f"{title}_{i}" for i in range(1, number + 1)]
+
+
+def _open(uri: str, params: DatasetParams, run: Run) -> Source:
     scheme, separator, _ = uri.partition("://")
     if uri.startswith("/") or scheme == "pvc":
         from steps.dataset.sources.local import Local
@@ -81,8 +131,7 @@ def open_source(params: DatasetParams, run: Run) -> Source:
         return Hub(uri, params.hf_token, run)
     known = ", ".join(f"{name}://" for name in SCHEMES)
     raise UsageError(
-        f"--data-uri {scheme}://...: no source for the scheme {scheme!r}; "
-        f"there are {known} and absolute paths"
+        f"{scheme}://...: no source for the scheme {scheme!r}; there are {known} and absolute paths"
     )
 
 

@@ -34,7 +34,7 @@ class Http:
     def __init__(self, uri: str) -> None:
         parts = urlsplit(uri)
         if not parts.hostname:
-            raise UsageError(f"--data-uri {logs.public_uri(uri)}: there is no host in it")
+            raise UsageError(f"{logs.public_uri(uri)}: there is no host in it")
         self.uri, self.public = uri, logs.public_uri(uri)
         for _, value in parse_qsl(parts.query):
             logs.hide(value)  # a signature; libraries quote it in their messages

@@ -71,7 +71,7 @@ class Address:
             found["path"] and (found["config"] or found["split"] or "://" not in uri)
         ):
             raise UsageError(
-                f"--data-uri {uri}: write hf://org/name[:config][@revision][#split] or "
+                f"{uri}: write hf://org/name[:config][@revision][#split] or "
                 f"hf://datasets/org/name[@revision]/path{_lies_here(uri)}"
             )
         parts = ("repository", "config", "revision", "path", "split")

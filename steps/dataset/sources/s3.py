@@ -44,7 +44,7 @@ class S3:
         self.uri, self.auth = uri, auth
         self.bucket, _, self.key = uri.removeprefix("s3://").partition("/")
         if not self.bucket:
-            raise UsageError(f"--data-uri {uri}: write s3://<bucket>/<key>")
+            raise UsageError(f"{uri}: write s3://<bucket>/<key>")
 
     def asset(self) -> Asset:
         """The address: what it stands for is fixed by the run that downloads it."""
