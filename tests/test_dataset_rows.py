@@ -9,7 +9,7 @@ import pytest
 
 from steps.dataset import chats
 from steps.errors import DataError
-from tests.dataset_runs import chat, one, prepare, read, rows, turns, write
+from tests.dataset_runs import chat, check, one, prepare, read, rows, turns, write
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"n": 1.0}'}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"n": {"type": "number"}}}}
@@ -341,3 +341,49 @@ def test_whatever_a_row_is_it_is_refused_with_a_reason_or_becomes_canonical() ->
         assert all(isinstance(message["content"], str) for message in found["messages"])
         assert chats.read(chat.line) == chat, row
     assert taken > 500
+
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "messages": {"messages": turns("q", "a")},
+    "conversations": {
+        "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    },
+    "alpaca": {"instruction": "q", "output": "a"},
+    "prompt_completion": {"prompt": "q", "completion": "a"},
+}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_schema_can_be_insisted_on(tmp_path: Path, schema: str) -> None:
+    path = write(tmp_path / "in.jsonl", [SCHEMAS[schema]])
+    check(tmp_path / "run", path, chat_schema=schema)
+    prepare(tmp_path / "run", path, chat_schema=schema)
+    assert rows(tmp_path / "run") == [SCHEMAS["messages"]]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_row_of_another_schema_is_then_at_fault(tmp_path: Path, schema: str) -> None:
+    others = [row for name, row in SCHEMAS.items() if name != schema]
+    path = write(tmp_path / "in.jsonl", [SCHEMAS[schema], *others])
+    for run in (check, prepare):
+        with pytest.raises(DataError) as refused:
+            run(tmp_path / "run", path, chat_schema=schema)
+        wanted = " and ".join(map(repr, SCHEMAS[schema]))
+        for line, (row, told) in enumerate(
+            zip(others, str(refused.value).splitlines(), strict=False), start=2
+        ):
+            assert told == (
+                f"{path}:{line}: missing {wanted} for the schema {schema}; "
+                f"the row has the keys: {', '.join(row)}"
+            )
+
+
+def test_of_several_schemas_in_a_row_the_one_asked_for_is_read(tmp_path: Path) -> None:
+    row: dict[str, Any] = {"prompt": "p", "completion": "c", "instruction": "i", "output": "o"}
+    row |= {"conversations": turns("x", "y"), "messages": turns("q", "a")}
+    path = write(tmp_path / "in.jsonl", [row])
+    answers = {"auto": "a", "messages": "a", "conversations": "y", "alpaca": "o"}
+    for schema, answer in {**answers, "prompt_completion": "c"}.items():
+        prepare(tmp_path / "run", path, chat_schema=schema)
+        [found] = rows(tmp_path / "run")
+        assert found["messages"][-1]["content"] == answer

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,47 @@ def test_the_statistics_are_those_of_the_rows(tmp_path: Path) -> None:
     assert found["turns"] == {"minimum": 2, "median": 2, "p95": 2, "maximum": 3}
     assert found["roles"] == {"user": 100, "assistant": 100, "system": 1}
     assert (found["with_system"], found["with_tools"]) == (0.01, 0.0)
+
+
+def test_duplicates_stay_where_asked_for_all_on_one_side(tmp_path: Path) -> None:
+    many = [chat(number % 40) for number in range(120)]
+    path = write(tmp_path / "in.jsonl", many)
+    result = prepare(tmp_path / "run", path, deduplicate="none", data_split=0.7)
+    train, held_out = (Counter(content.splitlines()) for content in split(tmp_path / "run"))
+    assert set(train.values()) == set(held_out.values()) == {3}
+    assert not train.keys() & held_out.keys()
+    assert result.metrics["rows_train"] == 84
+    assert result.metrics["rows_duplicate"] == 0
+
+
+@pytest.mark.parametrize("copies", [(1, 9), (9, 1), (5, 5), (1, 1, 8), (3, 3, 3, 1)])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_both_sides_get_rows_however_many_copies_there_are(
+    tmp_path: Path, copies: tuple[int, ...], ratio: float
+) -> None:
+    many = [chat(number) for number, times in enumerate(copies) for _ in range(times)]
+    path = write(tmp_path / "in.jsonl", many)
+    prepare(tmp_path / "run", path, deduplicate="none", data_split=ratio)
+    train, held_out = (content.splitlines() for content in split(tmp_path / "run"))
+    assert train and held_out and not set(train) & set(held_out)
+    assert len(train) + len(held_out) == len(many)
+
+
+def test_copies_of_one_row_are_all_trained_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [chat(1)] * 5)
+    assert prepare(tmp_path / "run", path, deduplicate="none").metrics["rows_train"] == 5
+
+
+def test_a_subset_counts_copies(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [chat(number % 5) for number in range(50)])
+    prepare(tmp_path / "run", path, deduplicate="none", subset=17, data_split=1.0)
+    assert len(rows(tmp_path / "run")) == 17
+
+
+def test_copies_of_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [chat(number % 5) for number in range(15)])
+    held_out = write(tmp_path / "eval.jsonl", [chat(2), chat(2), chat(9)])
+    result = prepare(tmp_path / "run", path, deduplicate="none", eval_uri=str(held_out))
+    assert result.metrics["rows_train"] == 12
+    assert result.metrics["rows_eval"] == 3
+    assert result.metrics["rows_duplicate"] == 3
