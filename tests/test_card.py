@@ -76,6 +76,11 @@ def test_only_the_hubs_data_sets_are_named_as_such(uri: str, expected: str | Non
     assert f"| Data set | {uri} |".replace("#", "\\#") in card
 
 
+def test_of_a_mix_all_data_sets_of_the_hub_are_named() -> None:
+    card = make_card(data_uri="0.5*hf://acme/a@v1 0.3*/data/my chats.jsonl\n0.2*acme/b")
+    assert front_matter(card)["datasets"] == ["acme/a", "acme/b"]
+
+
 @pytest.mark.parametrize(
     "uri", ["/models/tiny", "oci://registry.example/models/tiny:1", "pvc://c/m"]
 )

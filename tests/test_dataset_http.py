@@ -238,6 +238,19 @@ def test_the_signature_of_a_presigned_link_is_shown_nowhere(tmp_path: Path, serv
     assert record["details"]["source"]["files"][0]["name"] == server.url + PATH
 
 
+def test_several_links_are_told_apart_by_what_must_not_be_shown(
+    tmp_path: Path, server: Files
+) -> None:
+    host = server.url.removeprefix("http://")
+    links = [f"http://user:w0rd-{n}@{host}{PATH}?signature=s1gn-{n}" for n in (1, 2)]
+    server.answer(PATH, Answer(content=jsonl([chat(1)])), Answer(content=jsonl([chat(2)])))
+    done = command(tmp_path / "run", f"1*{links[0]}\n1*{links[1]}", "--data-split=1.0")
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path / "run") == [chat(1), chat(2)]
+    shown = [done.stderr, *(path.read_text() for path in tmp_path.rglob("*") if path.is_file())]
+    assert not [text for text in shown if "w0rd" in text or "s1gn" in text]
+
+
 def test_a_done_run_does_not_ask_the_server_again(tmp_path: Path, server: Files) -> None:
     assert command(tmp_path, server.url + PATH).returncode == 0
     before = len(server.requests)

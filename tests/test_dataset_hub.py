@@ -232,3 +232,15 @@ def test_check_writes_nothing(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path / "run", "hf://org/splits", "--check")
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_hubs_own_test_split_can_be_the_eval_set(hub: Hub, tmp_path: Path) -> None:
+    done = command(
+        tmp_path, "hf://org/splits", "--eval-uri=hf://org/splits#test", **hub.environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path) == ROWS
+    record = json.loads((tmp_path / "dataset.json").read_text())
+    assert (record["metrics"]["rows_train"], record["metrics"]["rows_eval"]) == (4, 2)
+    commit = hub.commit("org/splits", kind="datasets").sha
+    assert record["details"]["eval_source"]["revision"] == commit

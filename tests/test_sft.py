@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from steps.dataset.params import DatasetParams
+from steps.evaluate.params import EvaluateParams
 from tests.test_training_cpu import write_chats
 from tests.tiny import make_model
+from workflows import SFT as PIPELINE
 
 SFT = [sys.executable, "-m", "workflows.cli"]
 TASK = {
@@ -140,6 +143,14 @@ def test_nothing_to_evaluate_is_refused_before_anything_starts(tmp_path: Path) -
     assert told.returncode == 64
     assert "nothing would be evaluated" in told.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_eval_set_is_something_to_evaluate_without_a_split() -> None:
+    values = {"data_uri": "/x.jsonl", "data_split": 1.0}
+    evaluate = EvaluateParams(tasks=[])
+    for held_out, refused in (("", True), ("/y.jsonl", False)):
+        dataset = DatasetParams.model_validate(values | {"eval_uri": held_out})
+        assert bool(PIPELINE.refusals({"dataset": dataset, "evaluate": evaluate})) is refused
 
 
 def test_the_checks_of_all_steps_are_told_before_the_first_step_starts(tmp_path: Path) -> None:
