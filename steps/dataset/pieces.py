@@ -44,6 +44,10 @@ class Range:
 
     def rows(self) -> list[bytes]:
         """The lines, without their ends; a row above LONGEST_ROW is cut off above it."""
+        return lines_of(self.text())
+
+    def text(self) -> bytes:
+        """The lines as they stand in the file."""
         first = max(self.start - 1, 0)
         with self.path.open("rb") as file:
             file.seek(first)
@@ -51,12 +55,17 @@ class Range:
             if self.start:
                 _, newline, data = data.partition(b"\n")
                 if not newline:  # all of it is the middle of one long line
-                    return []
+                    return b""
             if data and not data.endswith(b"\n"):
                 data += file.readline(LONGEST_ROW)
         if self.start == 0:
             data = data.removeprefix(codecs.BOM_UTF8)
-        lines = data.split(b"\n")
-        if not lines[-1]:
-            lines.pop()
-        return lines
+        return data
+
+
+def lines_of(text: bytes) -> list[bytes]:
+    """The lines of a text, without their ends."""
+    lines = text.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
