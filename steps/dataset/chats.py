@@ -7,7 +7,7 @@ byte for byte, because a number that Python reads and writes again may come out 
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import orjson
@@ -35,7 +35,7 @@ class Fault(Exception):  # noqa: N818  # of the data: it is counted, and shown w
     """Why a row is refused."""
 
 
-class Chat(NamedTuple):
+class Chat(msgspec.Struct, frozen=True, gc=False):
     """A row that can be learnt from."""
 
     line: bytes
@@ -60,10 +60,6 @@ class _Plain(msgspec.Struct, gc=False):
     system: msgspec.Raw | UnsetType = UNSET
     tools: msgspec.Raw | UnsetType = UNSET
     unmask: msgspec.Raw | UnsetType = UNSET
-
-
-class _Canonical(msgspec.Struct, gc=False):
-    messages: list[_Message]
 
 
 _decode_plain = msgspec.json.Decoder(_Plain).decode
@@ -106,7 +102,7 @@ def _read_plain(row: bytes) -> Chat | None:
     roles = tuple(said)
     if _order(roles):
         return None
-    _encode_into(_Canonical(plain.messages), _encoded)
+    _encode_into(plain, _encoded)
     return Chat(row if _encoded == row else bytes(_encoded), roles, characters, False)
 
 

@@ -62,16 +62,16 @@ NOWHERE, SOURCE, SPOOL = 0, 1, 2
 class Segment:
     """The rows of one piece, where they can be read again."""
 
-    source: Range | None
-    """The piece, where some of its lines are canonical as they stand."""
-    digest: int
-    """Of the piece's text."""
     places: bytearray
     """NOWHERE, SOURCE or SPOOL for each line."""
     spool: Path
-    """Holds the rows that are not in the source, from `offset` on."""
+    """Holds the rows that are not in the source: `size` bytes, from `offset` on."""
     offset: int = 0
     size: int = 0
+    source: Range | None = None
+    """The piece, where some of its lines are canonical as they stand."""
+    digest: int = 0
+    """Of the source's text."""
 
     def rows(self) -> list[bytes]:
         """A canonical row for each line, without its end; anything where there is none.
@@ -105,13 +105,16 @@ class Checked:
     segment: Segment
     size: int
     """Bytes of the file that it was."""
-    lines: int
-    """Blank ones too."""
-    kept: Kept = field(default_factory=Kept)
-    rejected: list[Rejected] = field(default_factory=list)
-    roles: "Counter[tuple[str, ...]]" = field(default_factory=Counter)
+    kept: Kept
+    rejected: list[Rejected]
+    roles: "Counter[tuple[str, ...]]"
     """How many rows have this sequence of roles."""
-    with_tools: int = 0
+    with_tools: int
+
+    @property
+    def lines(self) -> int:
+        """Blank ones too."""
+        return len(self.segment.places)
 
 
 @dataclass
@@ -169,43 +172,47 @@ def take_in(pieces: Pieces, spool: Path, *, size: int, on_piece: OnPiece) -> Int
 def check(piece: Block | Range, spool: Path) -> Checked:
     """Check the rows of a piece; those to be spooled are appended to this process's file of the spool."""
     source = piece if isinstance(piece, Range) else None
-    text = piece.text() if isinstance(piece, Range) else b""
+    text = source.text() if source else b""
     rows = lines_of(text) if source else piece.rows()
-    segment = Segment(
-        source, xxhash.xxh3_64_intdigest(text), bytearray(len(rows)), spool / str(os.getpid())
-    )
-    found = Checked(segment, piece.size, len(rows))
-    kept, places, spooled = found.kept, segment.places, []
+    places, rejected = bytearray(len(rows)), []
+    good, spooled = [], []
     for number, row in enumerate(rows):
         if not row or row.isspace():
             continue
         if len(row) > LONGEST_ROW:
             reason = f"longer than {LONGEST_ROW >> 20} MiB"
-            found.rejected.append(Rejected(number, reason, row[:_SHOWN_OF_LONG]))
+            rejected.append(Rejected(number, reason, row[:_SHOWN_OF_LONG]))
             continue
         try:
             chat = chats.read(row)
         except chats.Fault as fault:
-            found.rejected.append(Rejected(number, str(fault), row))
+            rejected.append(Rejected(number, str(fault), row))
             continue
-        line = chat.line + b"\n"
+        good.append(chat)
         if source and chat.line is row:
             places[number] = SOURCE
         else:
             places[number] = SPOOL
-            spooled.append(line)
-        kept.digests.append(xxhash.xxh3_64_intdigest(line))
-        kept.characters.append(chat.characters)
-        kept.turns.append(min(len(chat.roles), 0xFFFF))
-        found.roles[chat.roles] += 1
-        found.with_tools += chat.tools
-    if SOURCE not in places:
-        segment.source = None
+            spooled.append(chat.line)
+    segment = Segment(places, spool / str(os.getpid()))
+    if SOURCE in places:
+        segment.source, segment.digest = source, xxhash.xxh3_64_intdigest(text)
     if spooled:
         with segment.spool.open("ab") as out:
             segment.offset = out.tell()
-            segment.size = out.write(b"".join(spooled))
-    return found
+            segment.size = out.write(b"\n".join([*spooled, b""]))
+    return Checked(
+        segment,
+        piece.size,
+        Kept(
+            digests=array("Q", [xxhash.xxh3_64_intdigest(chat.line + b"\n") for chat in good]),
+            characters=array("I", [chat.characters for chat in good]),
+            turns=array("H", [min(len(chat.roles), 0xFFFF) for chat in good]),
+        ),
+        rejected,
+        roles=Counter([chat.roles for chat in good]),
+        with_tools=sum([chat.tools for chat in good]),
+    )
 
 
 def _checked(
