@@ -105,7 +105,7 @@ def statistics(found: Intake) -> dict[str, Any]:
         names = ("minimum", "median", "p95", "maximum")
         return {name: int(value) for name, value in zip(names, ranks, strict=True)}
 
-    rows = len(found.kept.lengths)
+    rows = len(found.kept.digests)
     return {
         "characters": spread(np.frombuffer(found.kept.characters, dtype=np.uint32)),
         "turns": spread(np.frombuffer(found.kept.turns, dtype=np.uint16)),

@@ -19,6 +19,8 @@ LEFT, TRAIN, EVAL = 0, 1, 2
 _MASK = (1 << 64) - 1
 _SUBSET, _SPLIT = 1, 2
 _PARTS = 16
+_PART = 1 << 16
+"""Rows."""
 
 
 def first_of_equals(digests: "array[int]") -> "NDArray[np.bool_]":
@@ -28,7 +30,8 @@ def first_of_equals(digests: "array[int]") -> "NDArray[np.bool_]":
     every = np.frombuffer(digests, dtype=np.uint64)
     first = np.ones(len(every), dtype=bool)
     # Part by part, so that sorting needs a fraction of the memory.
-    part_of = (every >> np.uint64(60)).astype(np.uint8)
+    part_of = np.empty(len(every), dtype=np.uint8)
+    np.right_shift(every, np.uint64(60), out=part_of, casting="unsafe")
     for part in range(_PARTS):
         rows = np.flatnonzero(part_of == part).astype(np.uint32)
         order = np.argsort(every[rows], kind="stable")
@@ -52,14 +55,15 @@ def choose(
     """
     import numpy as np
 
-    rows = np.flatnonzero(distinct)
     every = np.frombuffer(digests, dtype=np.uint64)
-    if 0 < subset < len(rows):
-        rows = rows[_smallest(_shuffled(every[rows], seed, _SUBSET), subset)]
-    held_out = len(rows) - rows_to_train(len(rows), ratio)
-    verdicts = np.full(len(every), LEFT, dtype=np.uint8)
-    verdicts[rows] = TRAIN
-    verdicts[rows[_smallest(_shuffled(every[rows], seed, _SPLIT), held_out)]] = EVAL
+    left = distinct
+    if 0 < subset < np.count_nonzero(left):
+        left = _smallest(every, left, subset, seed=seed, purpose=_SUBSET)
+    verdicts = np.where(left, np.uint8(TRAIN), np.uint8(LEFT))
+    rows = int(np.count_nonzero(left))
+    held_out = rows - rows_to_train(rows, ratio)
+    if held_out:
+        verdicts[_smallest(every, left, held_out, seed=seed, purpose=_SPLIT)] = EVAL
     return verdicts
 
 
@@ -74,13 +78,32 @@ def rows_to_train(rows: int, ratio: float) -> int:
     return max(share, min(rows, 1))
 
 
-def _smallest(keys: "NDArray[np.uint64]", number: int) -> "NDArray[np.bool_]":
-    """Which keys are the `number` smallest. Keys are distinct."""
+def _smallest(
+    digests: "NDArray[np.uint64]",
+    among: "NDArray[np.bool_]",
+    number: int,
+    *,
+    seed: int,
+    purpose: int,
+) -> "NDArray[np.bool_]":
+    """Which `number` of the rows `among` all come first when these are shuffled by the seed.
+
+    In parts: with millions of rows, each array of numbers as large as theirs counts.
+    """
     import numpy as np
 
-    if number == 0:
-        return np.zeros(len(keys), dtype=bool)
-    chosen: NDArray[np.bool_] = keys <= np.partition(keys, number - 1)[number - 1]
+    parts = [slice(start, start + _PART) for start in range(0, len(digests), _PART)]
+    keys = np.empty(np.count_nonzero(among), dtype=np.uint64)
+    end = 0
+    for part in parts:
+        some = _shuffled(digests[part][among[part]], seed, purpose)
+        keys[end : end + len(some)] = some
+        end += len(some)
+    keys.partition(number - 1)
+    last = keys[number - 1]
+    chosen = among.copy()
+    for part in parts:
+        chosen[part] &= _shuffled(digests[part], seed, purpose) <= last  # keys are distinct
     return chosen
 
 
