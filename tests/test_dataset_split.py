@@ -1,13 +1,18 @@
 """Subset, duplicates and split: exact numbers, the same for the same seed."""
 
 import hashlib
+import json
 import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from steps.dataset import intake, output, reader
+from steps.dataset import split as splits
 from steps.dataset.split import rows_to_train
+from steps.errors import TransientError
+from steps.workspace import Workspace
 from tests.dataset_runs import chat, prepare, read, rows, turns, write
 
 
@@ -137,6 +142,29 @@ def test_several_processes_make_the_same_bytes_as_one(tmp_path: Path) -> None:
     assert one.details["statistics"] == several.details["statistics"]
     assert [row["line"] for row in read(tmp_path / "several/dataset/rejected.jsonl")] == [7001]
     assert one.metrics["rows_duplicate"] == 1
+
+
+def test_a_file_that_changes_between_check_and_copy_gives_no_split(tmp_path: Path) -> None:
+    compact = [json.dumps(chat(n), separators=(",", ":")) for n in range(10)]
+    path = write(tmp_path / "in.jsonl", compact)
+    pieces = ((path.name, piece) for piece in reader.pieces(path.name, path))
+    found = intake.take_in(
+        pieces, tmp_path, size=path.stat().st_size, schema="auto", on_piece=lambda *_: None
+    )
+    distinct = splits.first_of_equals(found.kept.digests)
+    verdicts = splits.choose(found.kept.digests, distinct, subset=0, ratio=0.9, seed=42)
+    path.write_bytes(path.read_bytes().replace(b"question 7", b"question 8"))
+    workspace = Workspace(tmp_path / "run")
+    with pytest.raises(TransientError, match="it changed while it was read"):
+        output.write_splits(found, verdicts, workspace)
+    assert not workspace.train_rows.exists()
+
+
+def test_rows_in_and_out_of_canonical_form_keep_their_order(tmp_path: Path) -> None:
+    compact = [json.dumps(chat(n), separators=(",", ":")) for n in range(50)]
+    mixed = [chat(n) if n % 3 else compact[n] for n in range(50)]
+    prepare(tmp_path / "run", write(tmp_path / "in.jsonl", mixed), data_split=1.0)
+    assert split(tmp_path / "run")[0].decode().splitlines() == compact
 
 
 def test_the_statistics_are_those_of_the_rows(tmp_path: Path) -> None:

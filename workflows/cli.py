@@ -66,6 +66,7 @@ def _run(argv: Sequence[str]) -> int:
     workspace = _workspace(own)
     parameters = {**_from_file(own.get("params")), **given}
     with Console() as console:
+        console.note(f"the run is {workspace}")
         try:
             records = run(
                 parameters,

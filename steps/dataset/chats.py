@@ -7,7 +7,7 @@ byte for byte, because a number that Python reads and writes again may come out 
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import orjson
@@ -44,11 +44,11 @@ class Fault(Exception):  # noqa: N818  # of the data: it is counted, and shown w
     """Why a row is refused."""
 
 
-class Chat(NamedTuple):
+class Chat(msgspec.Struct, frozen=True, gc=False):
     """A row that can be learnt from."""
 
     line: bytes
-    """Canonical JSON, without a newline."""
+    """Canonical JSON, without a newline: the row itself, the very object, where it is that already."""
     roles: tuple[str, ...]
     characters: int
     """Of the contents together."""
@@ -71,14 +71,13 @@ class _Plain(msgspec.Struct, gc=False):
     unmask: msgspec.Raw | UnsetType = UNSET
 
 
-class _Canonical(msgspec.Struct, gc=False):
-    messages: list[_Message]
-
-
 _decode_plain = msgspec.json.Decoder(_Plain).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
+_encode_into = msgspec.json.Encoder().encode_into
+# Kept from row to row: most rows turn out to be canonical, and need no bytes of their own.
+_encoded = bytearray()
 
 
 def read(row: bytes, schema: Schema = "auto") -> Chat:
@@ -100,17 +99,20 @@ def _read_plain(row: bytes) -> Chat | None:
         plain = _decode_plain(row)
     except (ValueError, RecursionError):  # of msgspec and of UTF-8
         return None
-    messages = plain.messages
     if plain.tools is not UNSET or plain.unmask is not UNSET or plain.system is not UNSET:
         return None
-    roles = tuple([message.role for message in messages])
-    contents = [message.content for message in messages]
-    if _order(roles):
-        return None
-    for content in contents:
+    said, characters = [], 0
+    for message in plain.messages:
+        content = message.content
         if not content or content.isspace():
             return None
-    return Chat(_encode(_Canonical(messages)), roles, sum(map(len, contents)), tools=False)
+        said.append(message.role)
+        characters += len(content)
+    roles = tuple(said)
+    if _order(roles):
+        return None
+    _encode_into(plain, _encoded)
+    return Chat(row if _encoded == row else bytes(_encoded), roles, characters, False)
 
 
 def _read_any(row: bytes, schema: Schema) -> Chat:
@@ -130,8 +132,9 @@ def _read_any(row: bytes, schema: Schema) -> Chat:
         if bytes(fields["unmask"]) not in (b"true", b"false"):
             raise Fault("'unmask' must be true or false")
         chat["unmask"] = fields["unmask"]
+    line = _encode(chat)
     return Chat(
-        line=_encode(chat),
+        line=row if line == row else line,
         roles=roles,
         characters=sum(len(message["content"]) for message in messages),
         tools="tools" in chat or any("tool_calls" in message for message in messages),

@@ -1,6 +1,8 @@
-"""All rows of all files, checked and in canonical form, in a spool on disk.
+"""All rows of all files, checked, and where each lies in canonical form.
 
-What stays in memory is a few numbers a row. Pieces are checked by several processes where there is
+Most files are canonical as they are, and their rows stay where they lie: writing half a data set
+to a spool and reading it again would cost as much as checking it. Only rows that had to be changed,
+and those of files that take work to read, are put into a spool on disk. What stays in memory is a few numbers a row. Pieces are checked by several processes where there is
 enough to do, and counted in the order of the files, so what comes out does not depend on how many.
 """
 
@@ -19,7 +21,8 @@ import xxhash
 
 from steps.dataset import chats
 from steps.dataset.chats import Schema
-from steps.dataset.pieces import LONGEST_ROW, Block, Range, Unit
+from steps.dataset.pieces import LONGEST_ROW, Block, Range, Unit, lines_of
+from steps.errors import TransientError
 from steps.signals import end_with_parent
 
 # Below this a second process costs more than it saves.
@@ -42,43 +45,77 @@ class Kept:
 
     digests: "array[int]" = field(default_factory=lambda: array("Q"))
     """Of the canonical rows: equal for equal rows."""
-    lengths: "array[int]" = field(default_factory=lambda: array("I"))
-    """Bytes in the spool, the newline included."""
     characters: "array[int]" = field(default_factory=lambda: array("I"))
     turns: "array[int]" = field(default_factory=lambda: array("H"))
 
     def extend(self, more: "Kept") -> None:
         """Take over the entries of later rows."""
         self.digests.extend(more.digests)
-        self.lengths.extend(more.lengths)
         self.characters.extend(more.characters)
         self.turns.extend(more.turns)
+
+
+NOWHERE, SOURCE, SPOOL = 0, 1, 2
+"""Where a line's canonical row lies: it is none, it is the line itself, it is in the spool."""
+
+
+@dataclass
+class Segment:
+    """The rows of one piece, where they can be read again."""
+
+    places: bytearray
+    """NOWHERE, SOURCE or SPOOL for each line."""
+    spool: Path
+    """Holds the rows that are not in the source: `size` bytes, from `offset` on."""
+    offset: int = 0
+    size: int = 0
+    source: Range | None = None
+    """The piece, where some of its lines are canonical as they stand."""
+    digest: int = 0
+    """Of the source's text."""
+
+    def rows(self) -> list[bytes]:
+        """A canonical row for each line, without its end; anything where there is none.
+
+        Raises TransientError where the source is no longer what was checked.
+        """
+        if self.source:
+            text = self.source.text()
+            if xxhash.xxh3_64_intdigest(text) != self.digest:
+                raise TransientError(
+                    f"{self.source.path}: it changed while it was read; run the same command again"
+                )
+            rows = lines_of(text)
+        else:
+            rows = [b""] * len(self.places)
+        if self.size:
+            with self.spool.open("rb") as spool:
+                spool.seek(self.offset)
+                spooled = iter(lines_of(spool.read(self.size)))
+            number = self.places.find(SPOOL)
+            while number >= 0:
+                rows[number] = next(spooled)
+                number = self.places.find(SPOOL, number + 1)
+        return rows
 
 
 @dataclass
 class Checked:
     """What was found in one piece."""
 
-    spool: Path
-    """Holds its canonical rows, from `offset` on."""
-    offset: int
+    segment: Segment
     size: int
     """Bytes of the file that it was."""
-    lines: int
-    """Blank ones too."""
-    kept: Kept = field(default_factory=Kept)
-    rejected: list[Rejected] = field(default_factory=list)
-    roles: "Counter[tuple[str, ...]]" = field(default_factory=Counter)
+    kept: Kept
+    rejected: list[Rejected]
+    roles: "Counter[tuple[str, ...]]"
     """How many rows have this sequence of roles."""
-    with_tools: int = 0
+    with_tools: int
 
-
-class Segment(NamedTuple):
-    """Rows that lie together in a spool."""
-
-    spool: Path
-    offset: int
-    rows: int
+    @property
+    def lines(self) -> int:
+        """Blank ones too."""
+        return len(self.segment.places)
 
 
 @dataclass
@@ -97,13 +134,12 @@ class Intake:
     @property
     def rows(self) -> int:
         """Rows that were read."""
-        return len(self.kept.lengths) + self.rejected
+        return len(self.kept.digests) + self.rejected
 
     def add(self, checked: Checked) -> None:
         """Count a piece."""
-        rows = len(checked.kept.lengths)
-        if rows:
-            self.segments.append(Segment(checked.spool, checked.offset, rows))
+        if checked.kept.digests:
+            self.segments.append(checked.segment)
         self.kept.extend(checked.kept)
         self.rejected += len(checked.rejected)
         self.with_tools += checked.with_tools
@@ -121,8 +157,8 @@ OnPiece = Callable[[str, Unit, Checked], None]
 def take_in(pieces: Pieces, spool: Path, *, size: int, schema: Schema, on_piece: OnPiece) -> Intake:
     """Check the rows of all pieces, which are about `size` bytes together.
 
-    The canonical rows are put into the folder `spool`. `on_piece` gets, for each piece in order,
-    the name of its file, what numbers in it count, and what was found.
+    The folder `spool` takes the rows that are not in canonical form in their files. `on_piece` gets,
+    for each piece in order, the name of its file, what numbers in it count, and what was found.
     """
     intake = Intake()
     for (name, piece), checked in _checked(pieces, spool, size, schema):
@@ -132,35 +168,49 @@ def take_in(pieces: Pieces, spool: Path, *, size: int, schema: Schema, on_piece:
 
 
 def check(piece: Block | Range, spool: Path, schema: Schema) -> Checked:
-    """Check the rows of a piece, and append those that are kept to this process's file of the spool."""
-    path = spool / str(os.getpid())
-    rows = piece.rows()
-    with path.open("ab") as out:
-        found = Checked(path, out.tell(), piece.size, len(rows))
-        lines = []
-        kept = found.kept
-        for number, row in enumerate(rows):
-            if not row or row.isspace():
-                continue
-            if len(row) > LONGEST_ROW:
-                reason = f"longer than {LONGEST_ROW >> 20} MiB"
-                found.rejected.append(Rejected(number, reason, row[:_SHOWN_OF_LONG]))
-                continue
-            try:
-                chat = chats.read(row, schema)
-            except chats.Fault as fault:
-                found.rejected.append(Rejected(number, str(fault), row))
-                continue
-            line = chat.line + b"\n"
-            lines.append(line)
-            kept.digests.append(xxhash.xxh3_64_intdigest(line))
-            kept.lengths.append(len(line))
-            kept.characters.append(chat.characters)
-            kept.turns.append(min(len(chat.roles), 0xFFFF))
-            found.roles[chat.roles] += 1
-            found.with_tools += chat.tools
-        out.write(b"".join(lines))
-    return found
+    """Check the rows of a piece; those to be spooled are appended to this process's file of the spool."""
+    source = piece if isinstance(piece, Range) else None
+    text = source.text() if source else b""
+    rows = lines_of(text) if source else piece.rows()
+    places, rejected = bytearray(len(rows)), []
+    good, spooled = [], []
+    for number, row in enumerate(rows):
+        if not row or row.isspace():
+            continue
+        if len(row) > LONGEST_ROW:
+            reason = f"longer than {LONGEST_ROW >> 20} MiB"
+            rejected.append(Rejected(number, reason, row[:_SHOWN_OF_LONG]))
+            continue
+        try:
+            chat = chats.read(row, schema)
+        except chats.Fault as fault:
+            rejected.append(Rejected(number, str(fault), row))
+            continue
+        good.append(chat)
+        if source and chat.line is row:
+            places[number] = SOURCE
+        else:
+            places[number] = SPOOL
+            spooled.append(chat.line)
+    segment = Segment(places, spool / str(os.getpid()))
+    if SOURCE in places:
+        segment.source, segment.digest = source, xxhash.xxh3_64_intdigest(text)
+    if spooled:
+        with segment.spool.open("ab") as out:
+            segment.offset = out.tell()
+            segment.size = out.write(b"\n".join([*spooled, b""]))
+    return Checked(
+        segment,
+        piece.size,
+        Kept(
+            digests=array("Q", [xxhash.xxh3_64_intdigest(chat.line + b"\n") for chat in good]),
+            characters=array("I", [chat.characters for chat in good]),
+            turns=array("H", [min(len(chat.roles), 0xFFFF) for chat in good]),
+        ),
+        rejected,
+        roles=Counter([chat.roles for chat in good]),
+        with_tools=sum([chat.tools for chat in good]),
+    )
 
 
 def _checked(

@@ -1,13 +1,16 @@
-"""The chosen rows from the spool to train.jsonl and eval.jsonl."""
+"""The chosen rows to train.jsonl and eval.jsonl."""
 
 import hashlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import compress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from steps import files
-from steps.dataset.intake import Intake
-from steps.dataset.split import EVAL, TRAIN
+from steps.dataset.intake import NOWHERE, Intake
+from steps.dataset.split import EVAL, LEFT, TRAIN
 from steps.record import Asset
 from steps.workspace import Workspace
 
@@ -16,21 +19,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_AHEAD = 4
+"""Writes that the digest may lag behind; they are held in memory."""
+
+
 class Writing:
     """A file of the workspace while it is written, and its digest."""
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
-        self.path, self._file = path, file
+    def __init__(self, path: Path, file: IO[bytes], beside: ThreadPoolExecutor) -> None:
+        self.path, self._file, self._beside = path, file, beside
         self._digest, self._size = hashlib.sha256(), 0
+        self._lagging: deque[Future[None]] = deque()
 
     def write(self, data: bytes) -> None:
         """Append the bytes."""
+        # hashlib lets other threads run: the digest is made beside the reading of what comes next.
+        self._lagging.append(self._beside.submit(self._digest.update, data))
         self._file.write(data)
-        self._digest.update(data)
         self._size += len(data)
+        if len(self._lagging) > _AHEAD:
+            self._lagging.popleft().result()
 
     def asset(self, workspace: Workspace) -> Asset:
         """The file as the record names it."""
+        while self._lagging:
+            self._lagging.popleft().result()
         path = self.path.relative_to(workspace.root).as_posix()
         return Asset(path=path, bytes=self._size, sha256=self._digest.hexdigest())
 
@@ -38,45 +51,32 @@ class Writing:
 def write_splits(
     intake: Intake, verdicts: "NDArray[np.uint8]", workspace: Workspace
 ) -> dict[str, Asset]:
-    """Write both splits, their rows in the order of the input; what they are, by name."""
+    """Write both splits, their rows in the order of the input; what they are, by name.
+
+    Raises TransientError where a file is no longer what was checked.
+    """
     with ExitStack() as stack:
-        writing = {
-            TRAIN: _open(workspace.train_rows, stack),
-            EVAL: _open(workspace.eval_rows, stack),
-        }
-        _distribute(intake, verdicts, writing)
-    return {
-        "train": writing[TRAIN].asset(workspace),
-        "eval": writing[EVAL].asset(workspace),
-    }
-
-
-def _open(path: Path, stack: ExitStack) -> Writing:
-    return Writing(path, stack.enter_context(files.atomic(path)))
+        # One thread, so that a file's bytes come to its digest in their order.
+        beside = stack.enter_context(ThreadPoolExecutor(1))
+        train, held_out = (
+            Writing(path, stack.enter_context(files.atomic(path)), beside)
+            for path in (workspace.train_rows, workspace.eval_rows)
+        )
+        _distribute(intake, verdicts, {TRAIN: train, EVAL: held_out})
+    return {"train": train.asset(workspace), "eval": held_out.asset(workspace)}
 
 
 def _distribute(intake: Intake, verdicts: "NDArray[np.uint8]", writing: dict[int, Writing]) -> None:
     import numpy as np
 
-    lengths = np.frombuffer(intake.kept.lengths, dtype=np.uint32)
     first = 0
     for segment in intake.segments:
-        rows = slice(first, first + segment.rows)
-        first += segment.rows
-        ends = np.cumsum(lengths[rows], dtype=np.int64)
-        with segment.spool.open("rb") as spool:
-            spool.seek(segment.offset)
-            data = memoryview(spool.read(int(ends[-1])))
-        # Neighbours that go to the same place are copied as one.
-        chosen = verdicts[rows]
-        turns = np.flatnonzero(chosen[1:] != chosen[:-1]) + 1
-        begins = [0, *turns.tolist()]
-        stops = [0, *ends[[*(turns - 1).tolist(), len(chosen) - 1]].tolist()]
+        lines = np.frombuffer(segment.places, dtype=np.uint8) != NOWHERE
+        last = first + int(np.count_nonzero(lines))
+        chosen = np.full(len(lines), LEFT, dtype=np.uint8)
+        chosen[lines] = verdicts[first:last]
+        first = last
+        rows = segment.rows()
         for place, out in writing.items():
-            parts = [
-                data[stops[run] : stops[run + 1]]
-                for run, begin in enumerate(begins)
-                if chosen[begin] == place
-            ]
-            if parts:
-                out.write(b"".join(parts))
+            if taken := list(compress(rows, (chosen == place).tobytes())):
+                out.write(b"\n".join([*taken, b""]))

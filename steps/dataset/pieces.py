@@ -3,7 +3,7 @@
 import codecs
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 PIECE = 512 << 10
 """Bytes. Larger ones leave the cache, so that two processes gain nothing; smaller ones cost more."""
@@ -44,19 +44,32 @@ class Range:
 
     def rows(self) -> list[bytes]:
         """The lines, without their ends; a row above LONGEST_ROW is cut off above it."""
-        first = max(self.start - 1, 0)
+        return lines_of(self.text())
+
+    def text(self) -> bytes:
+        """The lines as they stand in the file."""
         with self.path.open("rb") as file:
-            file.seek(first)
-            data = file.read(self.end - first)
-            if self.start:
-                _, newline, data = data.partition(b"\n")
-                if not newline:  # all of it is the middle of one long line
-                    return []
-            if data and not data.endswith(b"\n"):
-                data += file.readline(LONGEST_ROW)
-        if self.start == 0:
-            data = data.removeprefix(codecs.BOM_UTF8)
-        lines = data.split(b"\n")
-        if not lines[-1]:
-            lines.pop()
-        return lines
+            begin = _line_start(file, self.start, self.size)
+            if begin >= self.end:  # all of it is the middle of one long line
+                return b""
+            end = _line_start(file, self.end, LONGEST_ROW)
+            file.seek(begin)
+            data = file.read(end - begin)
+        return data if begin else data.removeprefix(codecs.BOM_UTF8)
+
+
+def _line_start(file: IO[bytes], place: int, limit: int) -> int:
+    """Where the first line begins at `place` or after it; if none does, `limit` bytes after it."""
+    if place == 0:
+        return 0
+    file.seek(place - 1)
+    file.readline(limit + 1)
+    return file.tell()
+
+
+def lines_of(text: bytes) -> list[bytes]:
+    """The lines of a text, without their ends."""
+    lines = text.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines

@@ -110,7 +110,7 @@ def statistics(found: Intake) -> dict[str, Any]:
         names = ("minimum", "median", "p95", "maximum")
         return {name: int(value) for name, value in zip(names, ranks, strict=True)}
 
-    rows = len(found.kept.lengths)
+    rows = len(found.kept.digests)
     return {
         "characters": spread(np.frombuffer(found.kept.characters, dtype=np.uint32)),
         "turns": spread(np.frombuffer(found.kept.turns, dtype=np.uint16)),
@@ -150,7 +150,7 @@ def _take_in(
             index = origins.popleft()
             rejects.add(name, unit, lines[index, name], checked)
             lines[index, name] += checked.lines
-            portions[index].kept += len(checked.kept.lengths)
+            portions[index].kept += len(checked.kept.digests)
             portions[index].rejected += len(checked.rejected)
             done += checked.size
             shown.update(min(done, size))

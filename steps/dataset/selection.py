@@ -55,12 +55,13 @@ def select(digests: "array[int]", portions: Sequence[Portion], params: DatasetPa
 
     every = np.frombuffer(digests, dtype=np.uint64)
     begin = sum(portion.kept for portion in portions if portion.held_out)
-    held_out = np.arange(len(every)) < begin
     if params.deduplicate == "exact":
         unique = split.first_of_equals(digests)
     else:
-        unique = held_out | ~_among(every, every[:begin])
-    candidates = unique & ~held_out
+        unique = ~_among(every, every[:begin])
+        unique[:begin] = True
+    candidates = unique.copy()
+    candidates[:begin] = False
     mixed = [portion for portion in portions if not portion.held_out]
     if mixed[0].weight:
         candidates = _mixed(every, candidates, begin, mixed, params)
@@ -71,7 +72,7 @@ def select(digests: "array[int]", portions: Sequence[Portion], params: DatasetPa
         ratio=1.0 if params.eval_uri else params.data_split,
         seed=params.seed,
     )
-    verdicts[held_out & unique] = split.EVAL
+    verdicts[:begin][unique[:begin]] = split.EVAL
     if not (verdicts == split.TRAIN).any():
         raise DataError(
             f"{', '.join(portion.uri for portion in mixed)}: nothing is left to train on: "
@@ -112,9 +113,10 @@ def _mixed(
     rows = []
     for portion in portions:
         end = begin + portion.kept
-        rows.append(begin + np.flatnonzero(candidates[begin:end]))
+        rows.append(np.zeros_like(candidates))
+        rows[-1][begin:end] = candidates[begin:end]
         begin = end
-    available = [len(found) for found in rows]
+    available = [int(np.count_nonzero(found)) for found in rows]
     numbers = shares(available, [portion.weight for portion in portions], params.subset)
     if not sum(numbers):
         least = min(range(len(rows)), key=lambda i: available[i] / Fraction(portions[i].weight))
@@ -125,9 +127,9 @@ def _mixed(
     if params.subset > sum(numbers):
         log.warning("a mix by these weights has only %s rows", f"{sum(numbers):,}")
     chosen = np.zeros_like(candidates)
-    for portion, found, number in zip(portions, rows, numbers, strict=True):
-        log.info("%s: %s of %s rows are taken", portion.uri, f"{number:,}", f"{len(found):,}")
-        chosen[split.draw(every, found, number, params.seed)] = True
+    for i, portion in enumerate(portions):
+        log.info("%s: %s of %s rows are taken", portion.uri, f"{numbers[i]:,}", f"{available[i]:,}")
+        chosen |= split.draw(every, rows[i], numbers[i], params.seed)
     return chosen
 
 

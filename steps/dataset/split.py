@@ -19,6 +19,8 @@ LEFT, TRAIN, EVAL = 0, 1, 2
 _MASK = (1 << 64) - 1
 _SUBSET, _SPLIT = 1, 2
 _PARTS = 16
+_PART = 1 << 16
+"""Rows."""
 
 
 def first_of_equals(digests: "array[int]") -> "NDArray[np.bool_]":
@@ -28,7 +30,8 @@ def first_of_equals(digests: "array[int]") -> "NDArray[np.bool_]":
     every = np.frombuffer(digests, dtype=np.uint64)
     first = np.ones(len(every), dtype=bool)
     # Part by part, so that sorting needs a fraction of the memory.
-    part_of = (every >> np.uint64(60)).astype(np.uint8)
+    part_of = np.empty(len(every), dtype=np.uint8)
+    np.right_shift(every, np.uint64(60), out=part_of, casting="unsafe")
     for part in range(_PARTS):
         rows = np.flatnonzero(part_of == part).astype(np.uint32)
         order = np.argsort(every[rows], kind="stable")
@@ -39,19 +42,19 @@ def first_of_equals(digests: "array[int]") -> "NDArray[np.bool_]":
 
 
 def draw(
-    digests: "NDArray[np.uint64]", rows: "NDArray[np.intp]", number: int, seed: int
-) -> "NDArray[np.intp]":
-    """So many of the rows, chosen by their content and the seed; all where there are no more."""
+    digests: "NDArray[np.uint64]", among: "NDArray[np.bool_]", number: int, seed: int
+) -> "NDArray[np.bool_]":
+    """So many of the rows `among` all, chosen by their content and the seed; all if there are no more."""
     import numpy as np
 
-    if number >= len(rows):
-        return rows
-    keys = _shuffled(digests[rows], seed, _SUBSET)
-    last = np.partition(keys, number)[number]
-    chosen = keys < last
-    # Of equal rows, the first ones.
-    chosen[np.flatnonzero(keys == last)[: number - int(chosen.sum())]] = True
-    drawn: NDArray[np.intp] = rows[chosen]
+    if number >= np.count_nonzero(among):
+        return among
+    if not number:
+        return np.zeros_like(among)
+    drawn, copies = _smallest(digests, among, number, seed=seed, purpose=_SUBSET)
+    surplus = int(np.count_nonzero(drawn)) - number
+    if surplus:
+        drawn[np.flatnonzero(copies)[-surplus:]] = False
     return drawn
 
 
@@ -70,14 +73,18 @@ def choose(
     """
     import numpy as np
 
-    rows = np.flatnonzero(candidates)
     every = np.frombuffer(digests, dtype=np.uint64)
-    if subset:
-        rows = draw(every, rows, subset, seed)
-    held_out = len(rows) - rows_to_train(len(rows), ratio)
-    verdicts = np.full(len(every), LEFT, dtype=np.uint8)
-    verdicts[rows] = TRAIN
-    verdicts[rows[_smallest(_shuffled(every[rows], seed, _SPLIT), held_out)]] = EVAL
+    left = draw(every, candidates, subset, seed) if subset else candidates
+    verdicts = np.where(left, np.uint8(TRAIN), np.uint8(LEFT))
+    rows = int(np.count_nonzero(left))
+    number = rows - rows_to_train(rows, ratio)
+    if number:
+        held_out, copies = _smallest(every, left, number, seed=seed, purpose=_SPLIT)
+        surplus = int(np.count_nonzero(held_out)) - number
+        missing = int(np.count_nonzero(copies)) - surplus
+        if surplus and (number + surplus == rows or missing < min(surplus, number)):
+            held_out &= ~copies
+        verdicts[held_out] = EVAL
     return verdicts
 
 
@@ -92,20 +99,37 @@ def rows_to_train(rows: int, ratio: float) -> int:
     return max(share, min(rows, 1))
 
 
-def _smallest(keys: "NDArray[np.uint64]", number: int) -> "NDArray[np.bool_]":
-    """Which keys are the `number` smallest, or about so many, so that equal keys do not part."""
+def _smallest(
+    digests: "NDArray[np.uint64]",
+    among: "NDArray[np.bool_]",
+    number: int,
+    *,
+    seed: int,
+    purpose: int,
+) -> "tuple[NDArray[np.bool_], NDArray[np.bool_]]":
+    """Which `number` of the rows `among` all come first when these are shuffled by the seed.
+
+    Copies of the last of these are all among them; which rows are such copies comes second.
+
+    In parts: with millions of rows, each array of numbers as large as theirs counts.
+    """
     import numpy as np
 
-    if number == 0:
-        return np.zeros(len(keys), dtype=bool)
-    last = np.partition(keys, number - 1)[number - 1]
-    more: NDArray[np.bool_] = keys <= last
-    surplus = int(more.sum()) - number
-    if not surplus:
-        return more
-    fewer: NDArray[np.bool_] = keys < last
-    missing = number - int(fewer.sum())
-    return fewer if more.all() or missing < min(surplus, number) else more
+    parts = [slice(start, start + _PART) for start in range(0, len(digests), _PART)]
+    keys = np.empty(np.count_nonzero(among), dtype=np.uint64)
+    end = 0
+    for part in parts:
+        some = _shuffled(digests[part][among[part]], seed, purpose)
+        keys[end : end + len(some)] = some
+        end += len(some)
+    keys.partition(number - 1)
+    last = keys[number - 1]
+    chosen, copies = among.copy(), among.copy()
+    for part in parts:
+        some = _shuffled(digests[part], seed, purpose)
+        chosen[part] &= some <= last  # only equal rows have equal keys
+        copies[part] &= some == last
+    return chosen, copies
 
 
 def _shuffled(digests: "NDArray[np.uint64]", seed: int, purpose: int) -> "NDArray[np.uint64]":

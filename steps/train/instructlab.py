@@ -15,12 +15,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from steps import files
 from steps.errors import ConfigError, DataError, StepError, Terminated
 from steps.progress import progress
+from steps.signals import end_with_parent
 from steps.train.backend import Job, Point
 
 log = logging.getLogger(__name__)
@@ -141,6 +143,8 @@ def _run(words: list[str], job: Job, environment: Mapping[str, str]) -> None:
         errors="replace",
         env={**os.environ, "PATH": path, **environment},
         start_new_session=True,
+        # A step that is killed must not leave processes on the GPUs.
+        preexec_fn=partial(end_with_parent, os.getpid()),
     ) as worker:
         reader = threading.Thread(target=_forward, args=(worker, tail))
         reader.start()
