@@ -39,7 +39,10 @@ def _public(part: str) -> str:
     if "://" not in part:
         return part
     uri = addresses.split(part)[0].uri
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # no address: whoever opens it says so
+        return part.partition("?")[0]
     host = parts.netloc.rpartition("@")[2]
     query = "**********" if parts.query else ""
     return part.removesuffix(uri) + urlunsplit(parts._replace(netloc=host, query=query))

@@ -168,6 +168,13 @@ def test_bytes_that_stay_wrong_are_refused(tmp_path: Path, server: Files) -> Non
         prepare(tmp_path, server.url + PATH)
 
 
+def test_an_address_that_is_none_is_a_mistake_of_use(tmp_path: Path) -> None:
+    told = command(tmp_path, "http://[half/chats.jsonl?signature=hunter2-hunter2")
+    assert told.returncode == 64
+    assert "not an address" in told.stderr
+    assert "hunter2" not in told.stderr
+
+
 def test_a_web_page_is_no_data(tmp_path: Path, server: Files) -> None:
     server.files[PATH] = b"\n<!doctype html><title>Sign in</title>"
     with pytest.raises(DataError, match=r"chats\.jsonl: the server answers with a web page"):

@@ -32,7 +32,10 @@ class Http:
     """One file of a web server."""
 
     def __init__(self, uri: str) -> None:
-        parts = urlsplit(uri)
+        try:
+            parts = urlsplit(uri)
+        except ValueError as error:
+            raise UsageError(f"{logs.public_uri(uri)}: not an address: {error}") from error
         if not parts.hostname:
             raise UsageError(f"{logs.public_uri(uri)}: there is no host in it")
         self.uri, self.public = uri, logs.public_uri(uri)
