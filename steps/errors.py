@@ -83,6 +83,10 @@ class Terminated(SystemExit):
 _VOLUME_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
 
 
+# Libraries in other languages tell it in their own words: safetensors, and torch's file writer.
+_VOLUME_TEXTS = ("No space left on device", "enforce fail at inline_container.cc")
+
+
 def volume_error(error: BaseException) -> VolumeError | None:
     """The VolumeError behind `error`, where a full, read-only or broken volume caused it.
 
@@ -94,6 +98,10 @@ def volume_error(error: BaseException) -> VolumeError | None:
             where = f"{seen.filename}: " if seen.filename else ""
             return VolumeError(
                 f"{where}{seen.strerror}: free or enlarge the volume, then run the same command"
+            )
+        if any(text in str(seen) for text in _VOLUME_TEXTS):
+            return VolumeError(
+                f"the volume cannot be written ({seen}): free or enlarge it, then run the same command"
             )
         seen = seen.__cause__ or seen.__context__
     return None

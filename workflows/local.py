@@ -130,7 +130,14 @@ def _parameters(
     if options.start is not None and options.start not in order:
         problems.append(f"--from: there is no step {options.start!r}; steps: {', '.join(order)}")
     first = order.index(options.start) if options.start in order else 0
-    wanted = [name for index, name in enumerate(order) if index >= first or own[name]]
+    # A secret may be meant for all steps, so it asks for none of them.
+    asked = {
+        name
+        for name, given_values in own.items()
+        for field in given_values
+        if not is_secret(options.pipeline.step(name).params.model_fields[field])
+    }
+    wanted = [name for index, name in enumerate(order) if index >= first or name in asked]
     models, wrong = values.build(options.pipeline, assigned, wanted)
     values.refuse([*known, *problems, *wrong])
     values.refuse(options.pipeline.refusals(models))

@@ -41,10 +41,20 @@ def fine_tune(params: TrainParams, run: Run) -> Trained:
     # Between publishing and the record lies the digest of the whole model: this file says that
     # the training need not be done again if that is cut short.
     finished = workspace.checkpoints / "finished.json"
-    if not (finished.exists() and workspace.model.exists()):
-        files.write(finished, json.dumps(asdict(_train(params, run))))
+    if not _is_finished(finished, workspace.model):
+        files.remove(finished)
+        trained = _train(params, run)
+        files.write(finished, json.dumps({"bytes": files.size(workspace.model), **asdict(trained)}))
     _clean(params, run)
-    return Trained(**json.loads(finished.read_text()))
+    told = json.loads(finished.read_text())
+    return Trained(told["metrics"], told["details"])
+
+
+def _is_finished(finished: Path, model: Path) -> bool:
+    """Whether a training has ended, and what it published is still all there."""
+    if not (finished.exists() and model.exists()):
+        return False
+    return bool(json.loads(finished.read_text())["bytes"] == files.size(model))
 
 
 def _train(params: TrainParams, run: Run) -> Trained:

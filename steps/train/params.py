@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr
 
 from steps.params import Cluster, Further, Man, Masked, Operational, StepParams
 from steps.secrets import HF_TOKEN, Secret
@@ -63,7 +63,7 @@ class TrainParams(StepParams):
     """Hugging Face token for gated models; prefer the secret hf-token."""
     labels: Cluster[str] = ""
     """Pod labels, k=v,k=v."""
-    learning_rate: PositiveFloat = 5e-06
+    learning_rate: float = Field(default=5e-06, gt=0, le=1e30, allow_inf_nan=False)
     """Peak learning rate; warm-up and the scheduler shape the rest."""
     lr_warmup: NonNegativeInt = 0
     """Warm-up steps."""
@@ -92,7 +92,7 @@ class TrainParams(StepParams):
     """How parameters are sharded over GPUs."""
     save_samples: NonNegativeInt = 0
     """Rows between checkpoints; 0 for none."""
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of the order of the rows, and of everything else that draws numbers."""
     use_liger: bool = False
     """Use Liger kernels."""

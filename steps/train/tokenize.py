@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,6 +15,7 @@ from steps import files
 from steps.chat_template import TemplateError
 from steps.errors import DataError, InvalidRowError
 from steps.progress import progress
+from steps.signals import end_with_parent
 from steps.tokens import ChatTokenizer
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,10 @@ def _encoded(
         return
     # Spawned, not forked: torch's threads may be running in this process already.
     with ProcessPoolExecutor(
-        processes, get_context("spawn"), initializer=_start, initargs=(tokenizer, limits, rows)
+        processes,
+        get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(os.getpid(), tokenizer, limits, rows),
     ) as pool:
         waiting: deque[Future[tuple[Counts, bytes, int]]] = deque()
         for chunk in chunks:
@@ -134,6 +139,12 @@ _work: tuple[ChatTokenizer, Limits | None, Path]
 def _start(tokenizer: ChatTokenizer, limits: Limits | None, rows: Path) -> None:
     global _work
     _work = (tokenizer, limits, rows)
+
+
+def _start_worker(parent: int, tokenizer: ChatTokenizer, limits: Limits | None, rows: Path) -> None:
+    end_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent acts on it
+    _start(tokenizer, limits, rows)
 
 
 def _encode(chunk: tuple[int, list[bytes]]) -> tuple[Counts, bytes, int]:
