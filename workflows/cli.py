@@ -64,7 +64,9 @@ def _run(argv: Sequence[str]) -> int:
     from workflows.summary import summary
 
     workspace = _workspace(own)
-    parameters = {**_from_file(own.get("params")), **given}
+    from_file = _from_file(own.get("params"))
+    # Flags come last: of one parameter under two names the last one counts.
+    parameters = {name: from_file[name] for name in from_file if name not in given} | given
     with Console() as console:
         console.note(f"the run is {workspace}")
         try:
