@@ -185,9 +185,16 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 
 def validate(
-    model: type[Model], given: Mapping[str, Any], label: Mapping[str, str] | None = None
+    model: type[Model],
+    given: Mapping[str, Any],
+    label: Mapping[str, str] | None = None,
+    *,
+    partial: bool = False,
 ) -> tuple[Model | None, list[str]]:
-    """The model made of the values, or what is wrong with each, named by its flag."""
+    """The model made of the values, or what is wrong with each, named by its flag.
+
+    Of `partial` values, which others will complete, none is missed.
+    """
     values = {
         name: from_text(value, model.model_fields[name])
         if isinstance(value, str) and name in model.model_fields
@@ -197,7 +204,11 @@ def validate(
     try:
         return model.model_validate(values), []
     except ValidationError as error:
-        return None, [_told(problem, model, label or {}) for problem in error.errors()]
+        return None, [
+            _told(problem, model, label or {})
+            for problem in error.errors()
+            if not (partial and problem["type"] == "missing")
+        ]
 
 
 def _told(problem: Any, model: type[BaseModel], label: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ into their own terms; a step added here appears in all of them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic.fields import FieldInfo
 
@@ -32,8 +32,10 @@ class Step:
     """The box's name in Argo and Tekton."""
     needs: tuple[str, ...] = ()
     """Steps that must have succeeded before this one starts."""
-    results: dict[str, str] | None = None
+    results: Mapping[str, str] = field(default_factory=dict)
     """Small results it hands to the engine, each with what stands there when it gives none."""
+    measured: tuple[str, ...] = ()
+    """Results that are numbers to watch over many runs."""
     cpu: str = "1"
     memory: str = "2Gi"
     """Resources of its pod where no parameter sets them."""
@@ -66,6 +68,8 @@ class Pipeline:
     name: str
     description: str
     steps: tuple[Step, ...]
+    title: str = ""
+    """Title of a run; a parameter's name in braces stands for its value."""
     rules: tuple[Callable[[Mapping[str, StepParams]], str | None], ...] = ()
     """What parameters of several steps must not say together; each gives the problem or None."""
 
@@ -128,6 +132,7 @@ def nothing_to_score(models: Mapping[str, StepParams]) -> str | None:
 SFT = Pipeline(
     name="sft-pipeline",
     description="Supervised fine-tuning: data set, training, evaluation, registration.",
+    title="Fine-tune {phase_02_train_man_model}",
     rules=(nothing_to_score,),
     steps=(
         Step(
@@ -148,6 +153,7 @@ SFT = Pipeline(
             template="train",
             needs=("dataset",),
             results={"model": "", "loss-last": ""},
+            measured=("loss-last",),
             cpu="4",
             memory="16Gi",
         ),
@@ -159,6 +165,7 @@ SFT = Pipeline(
             template="evaluate",
             needs=("dataset", "train"),
             results={"heldout-loss": "", "heldout-loss-base": ""},
+            measured=("heldout-loss", "heldout-loss-base"),
             cpu="4",
             memory="64Gi",
         ),

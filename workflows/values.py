@@ -9,6 +9,7 @@ from typing import Any
 from steps import flags
 from steps.errors import UsageError
 from steps.params import MAN, StepParams, is_secret, marked, type_name
+from workflows import literals
 from workflows.pipeline import Parameter, Pipeline
 
 RESERVED = frozenset(
@@ -106,6 +107,30 @@ def build(
         if model is not None:
             models[name] = model
     return models, problems
+
+
+def texts(pipeline: Pipeline, given: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Values for later runs, by workflow name and as an engine writes them; others may be missing.
+
+    Raises UsageError that lists all that is wrong with them; `where` is how it calls their place. A
+    secret is refused: whoever can read the manifests could read it.
+    """
+    assigned, problems = assign(pipeline, given)
+    for step in pipeline.steps:
+        values = assigned[step.name]
+        problems += flags.validate(step.params, values, partial=True)[1]
+    found = {}
+    for parameter in pipeline.parameters():
+        value = assigned[parameter.step.name].get(parameter.field_name)
+        if value is None:
+            continue
+        found[parameter.name] = flags.as_text(value)
+        if is_secret(parameter.field):
+            problems.append(f"{parameter.name}: a secret belongs in a Kubernetes Secret")
+        if fault := literals.fault(found[parameter.name]):
+            problems.append(f"{parameter.name}: {fault}")
+    refuse([f"{where}: {problem}" for problem in problems])
+    return found
 
 
 def refuse(problems: list[str]) -> None:

@@ -1,0 +1,111 @@
+"""Service accounts and what they may do: no more than Argo's executor and the train step need."""
+
+from typing import Any, NamedTuple
+
+from workflows.objects import kubernetes_object
+from workflows.pipeline import Step
+from workflows.settings import Settings
+
+RUN, TRAIN, CLAIMS = "sft-run", "sft-train", "sft-claims"
+"""Service accounts: of all pods, of a train step that submits a TrainJob, of what makes claims."""
+
+_API = "rbac.authorization.k8s.io"
+
+
+class Rule(NamedTuple):
+    """What a Role allows."""
+
+    group: str
+    resources: tuple[str, ...]
+    verbs: tuple[str, ...]
+
+
+# https://argo-workflows.readthedocs.io/en/latest/workflow-rbac/
+_EXECUTOR = Rule("argoproj.io", ("workflowtaskresults",), ("create", "patch"))
+_TRAINER = (
+    Rule("trainer.kubeflow.org", ("trainjobs",), ("create", "get", "list", "watch", "delete")),
+    Rule("trainer.kubeflow.org", ("trainingruntimes",), ("get", "list")),
+    Rule("", ("pods",), ("get", "list", "watch")),
+    Rule("", ("pods/log",), ("get",)),
+    Rule("", ("events",), ("list",)),
+)
+_RUNTIMES = Rule("trainer.kubeflow.org", ("clustertrainingruntimes",), ("get", "list"))
+_CLAIMS = Rule("", ("persistentvolumeclaims",), ("get", "create", "patch"))
+
+
+def submits(step: Step, settings: Settings) -> bool:
+    """Whether the step only submits a TrainJob and waits for it."""
+    return settings.launcher == "trainjob" and "launcher" in step.params.model_fields
+
+
+def needs_token(step: Step, settings: Settings) -> bool:
+    """Whether the step itself talks to the Kubernetes API as the pod's service account."""
+    return submits(step, settings) and settings.cluster_auth == "service-account"
+
+
+def account(step: Step, settings: Settings) -> str:
+    """The service account of a step's pod."""
+    return settings.named(TRAIN if submits(step, settings) else RUN)
+
+
+def accounts(settings: Settings) -> list[dict[str, Any]]:
+    """The service accounts with their Roles."""
+    found = allowed(RUN, settings, _EXECUTOR)
+    if settings.launcher == "trainjob":
+        found += allowed(TRAIN, settings, _EXECUTOR, *_TRAINER)
+    if settings.storage.per_run:
+        found += allowed(CLAIMS, settings, _EXECUTOR, _CLAIMS)
+    return found
+
+
+def cluster_roles(settings: Settings) -> list[dict[str, Any]]:
+    """What a train step must see beyond its namespace; only an administrator can grant it."""
+    if settings.launcher != "trainjob":
+        return []
+    name = "sft-training-runtimes"
+    return [
+        _role("ClusterRole", name, settings, _RUNTIMES),
+        _binding("ClusterRole", name, TRAIN, settings),
+    ]
+
+
+def allowed(name: str, settings: Settings, *rules: Rule) -> list[dict[str, Any]]:
+    """A service account, and a Role of the same name that allows it just this."""
+    return [
+        kubernetes_object("ServiceAccount", name, settings),
+        _role("Role", name, settings, *rules),
+        _binding("Role", name, name, settings),
+    ]
+
+
+def _role(kind: str, name: str, settings: Settings, *rules: Rule) -> dict[str, Any]:
+    return kubernetes_object(
+        kind,
+        name,
+        settings,
+        version=f"{_API}/v1",
+        cluster_scoped=kind == "ClusterRole",
+        rules=[
+            {
+                "apiGroups": [rule.group],
+                "resources": list(rule.resources),
+                "verbs": list(rule.verbs),
+            }
+            for rule in rules
+        ],
+    )
+
+
+def _binding(kind: str, role: str, account: str, settings: Settings) -> dict[str, Any]:
+    subject = {"kind": "ServiceAccount", "name": settings.named(account)}
+    if settings.namespace:  # without one it is the binding's own
+        subject["namespace"] = settings.namespace
+    return kubernetes_object(
+        f"{kind}Binding",
+        role,
+        settings,
+        version=f"{_API}/v1",
+        cluster_scoped=kind == "ClusterRole",
+        roleRef={"apiGroup": _API, "kind": kind, "name": settings.named(role)},
+        subjects=[subject],
+    )

@@ -1,0 +1,487 @@
+"""The DAG on Argo Workflows: one function a box of the picture, settings in, Hera objects out.
+
+Every parameter is the workflow's: a step's command reads it as `{{workflow.parameters.<name>}}`, an
+argument each and no shell, so quotes, newlines and JSON arrive as they were given. What only Argo
+knows (its tags, pods, retries) stays in this module.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hera.workflows import (
+    DAG,
+    Artifact,
+    ClusterWorkflowTemplate,
+    ConfigMapVolume,
+    Container,
+    Counter,
+    EmptyDirVolume,
+    Env,
+    ExistingVolume,
+    Gauge,
+    Label,
+    NoneArchiveStrategy,
+    Parameter,
+    Resource,
+    Resources,
+    RetryStrategy,
+    SecretEnv,
+    SecretEnvFrom,
+    Task,
+    WorkflowTemplate,
+)
+from hera.workflows import models as m
+
+from steps import flags
+from steps.params import choices, is_secret, type_name
+from workflows import access, security, storage, values
+from workflows.documents import to_yaml
+from workflows.objects import labels
+from workflows.pipeline import SFT, Pipeline, Step, parameter_name
+from workflows.settings import Settings, Toleration, seconds
+
+VOLUME, OUTPUTS, CLAIMS = "/volume", "/outputs", "/claims"
+RUN_FOLDER = "runs/{{workflow.name}}"
+REPORT = f"{VOLUME}/{RUN_FOLDER}/report.html"
+
+PIPELINE, SUMMARY, CLAIM = "pipeline", "summary", "claim"
+"""Templates that are no step: the DAG, the exit handler, and what makes the claim of a run."""
+
+# 75 is the steps' own word for "try again"; -1, 137 and 143 are pods that were lost, evicted or
+# killed. What ran out of memory or past its deadline would do so again.
+RETRY_WHEN = (
+    "asInt(lastRetry.exitCode) == 75 || (asInt(lastRetry.exitCode) in [-1, 137, 143] "
+    "&& not (lastRetry.message matches '(?i)OOMKilled|deadline'))"
+)
+
+_SETTINGS = ("launcher", "cluster_auth")
+"""Parameters whose default is a setting, because the shape of the pod follows from it."""
+
+_CA_FILE = "/etc/sft/ca/ca.crt"
+# What the steps' libraries read: OpenSSL and httpx, requests, boto3, skopeo and other Go programs.
+_CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
+
+
+def workflow_template(
+    settings: Settings, pipeline: Pipeline = SFT
+) -> WorkflowTemplate | ClusterWorkflowTemplate:
+    """The pipeline as a WorkflowTemplate, or a ClusterWorkflowTemplate if the settings say so."""
+    kind = ClusterWorkflowTemplate if settings.scope == "cluster" else WorkflowTemplate
+    templates: list[Any] = [
+        *([claim(settings)] if settings.storage.per_run else []),
+        *(container(step, settings) for step in pipeline.steps),
+        summary(pipeline, settings),
+    ]
+    with kind(
+        name=settings.named(pipeline.name),
+        namespace=settings.namespace or None if kind is WorkflowTemplate else None,
+        labels=labels(settings),
+        annotations=_described(pipeline.name, pipeline.description),
+        entrypoint=PIPELINE,
+        arguments=parameters(settings, pipeline),
+        templates=templates,
+        hooks={"exit": m.LifecycleHook(template=SUMMARY)},
+        volumes=volumes(settings),
+        service_account_name=settings.named(access.RUN),
+        security_context=m.PodSecurityContext.model_validate(security.pod(settings)),
+        image_pull_secrets=[
+            m.LocalObjectReference(name=name) for name in settings.images.pull_secrets
+        ]
+        or None,
+        node_selector=settings.node_selector or None,
+        tolerations=_tolerations(settings.tolerations),
+        pod_priority_class_name=settings.priority_class or None,
+        pod_metadata=m.Metadata(labels=labels(settings), annotations=settings.annotations or None),
+        workflow_metadata=m.WorkflowMetadata(
+            labels=labels(settings),
+            annotations=_described(pipeline.title.format_map(_Tags()), pipeline.description),
+        ),
+        synchronization=_lock(settings),
+        metrics=run_metrics(pipeline),
+        pod_gc=m.PodGC(
+            strategy=settings.cleanup.pods, delete_delay_duration=settings.cleanup.pods_after
+        ),
+        ttl_strategy=m.TTLStrategy(
+            seconds_after_success=seconds(settings.cleanup.succeeded_after),
+            seconds_after_failure=seconds(settings.cleanup.failed_after),
+        ),
+    ) as template:
+        picture(pipeline, settings)
+    return template
+
+
+def picture(pipeline: Pipeline, settings: Settings) -> DAG:
+    """The DAG: each step after those it needs have succeeded, and what the run hands out."""
+    first = [CLAIM] if settings.storage.per_run else []
+    with DAG(name=PIPELINE, outputs=_run_outputs(pipeline)) as boxes:
+        for name in first:
+            Task(name=name, template=name)
+        for step in pipeline.steps:
+            needs = [pipeline.step(need).template for need in step.needs] or first
+            Task(
+                name=step.template,
+                template=step.template,
+                # A bare name would let a step run after one that was skipped.
+                depends=" && ".join(f"{need}.Succeeded" for need in needs) or None,
+            )
+    return boxes
+
+
+def container(step: Step, settings: Settings) -> Container:
+    """A step: its command, with every parameter as an argument and every secret as an optional key."""
+    deadline = settings.deadlines.get(step.name)
+    return Container(
+        name=step.template,
+        labels={"app.kubernetes.io/component": step.name},
+        image=settings.images.reference(step.image),
+        image_pull_policy=settings.images.pull_policy,
+        command=["python", "-m", step.module],
+        args=arguments(step, settings),
+        env=environment(step, settings),
+        env_from=[
+            SecretEnvFrom(name=settings.secret(secret.name), optional=True)
+            for secret in step.secrets
+            if not secret.keys
+        ]
+        or None,
+        outputs=outputs(step, settings),
+        volume_mounts=mounts(step, settings),
+        resources=None
+        if own_resources(step, settings)
+        else Resources(cpu_request=step.cpu, memory_request=step.memory, memory_limit=step.memory),
+        pod_spec_patch=to_yaml([pod_patch(step, settings)]),
+        node_selector=settings.gpu.node_selector or None if has_gpu(step, settings) else None,
+        tolerations=_tolerations([*settings.tolerations, *settings.gpu.tolerations])
+        if has_gpu(step, settings)
+        else None,
+        security_context=m.SecurityContext.model_validate(security.CONTAINER),
+        service_account_name=access.account(step, settings),
+        retry_strategy=retry(settings),
+        active_deadline_seconds=str(seconds(deadline)) if deadline else None,
+        metrics=step_metrics(step),
+        # A failed step's last lines are its message in the UI and in `argo get`.
+        termination_message_policy="FallbackToLogsOnError",
+    )
+
+
+def summary(pipeline: Pipeline, settings: Settings) -> Container:
+    """The exit handler: prints how the run ended, what it scored, and what failed."""
+    step = pipeline.steps[-1]
+    return Container(
+        name=SUMMARY,
+        labels={"app.kubernetes.io/component": SUMMARY},
+        image=settings.images.reference(step.image),
+        image_pull_policy=settings.images.pull_policy,
+        command=["python", "-m", "steps.report"],
+        args=[
+            f"--workspace={VOLUME}/{RUN_FOLDER}",
+            "--status={{workflow.status}}",
+            "--failures={{workflow.failures}}",
+        ],
+        env=_base_environment(settings),
+        volume_mounts=_mounts({"runs": VOLUME, "tmp": "/tmp", "no-token": security.TOKEN}),  # noqa: S108
+        resources=Resources(cpu_request="100m", memory_request="256Mi", memory_limit="512Mi"),
+        pod_spec_patch=to_yaml([security.EXECUTOR]),
+        security_context=m.SecurityContext.model_validate(security.CONTAINER),
+        retry_strategy=retry(settings),
+        active_deadline_seconds="600",
+    )
+
+
+def claim(settings: Settings) -> Resource:
+    """Makes the claim of the run. It has no owner, so it outlives the workflow with the model in it."""
+    return Resource(
+        name=CLAIM,
+        action="apply",
+        manifest=to_yaml([storage.claim_of_run(settings, "{{workflow.name}}")]),
+        set_owner_reference=False,
+        service_account_name=settings.named(access.CLAIMS),
+        pod_spec_patch=to_yaml([security.EXECUTOR_ALONE]),
+        retry_strategy=retry(settings),
+    )
+
+
+def parameters(settings: Settings, pipeline: Pipeline) -> list[Parameter]:
+    """All workflow parameters, by their contract's names, with the team's defaults."""
+    team = values.texts(pipeline, settings.parameters, "parameters")
+    found = []
+    for parameter in pipeline.parameters():
+        field = parameter.field
+        default = team.get(parameter.name)
+        if default is None and not field.is_required():
+            default = flags.shown_default(field)
+        if parameter.field_name in _SETTINGS:
+            default = getattr(settings, parameter.field_name)
+        limited = choices(field) or (("True", "False") if type_name(field) == "bool" else ())
+        extra: dict[str, Any] = {} if default is None else {"value": default}
+        if limited:
+            extra["enum"] = list(limited)
+        found.append(
+            Parameter(
+                name=parameter.name,
+                description=" ".join((field.description or "").split()),
+                **extra,
+            )
+        )
+    return found
+
+
+def tag(step: Step, field_name: str) -> str:
+    """What Argo replaces by the value of a step's parameter."""
+    field = step.params.model_fields[field_name]
+    return f"{{{{workflow.parameters.{parameter_name(step, field_name, field)}}}}}"
+
+
+def arguments(step: Step, settings: Settings) -> list[str]:
+    """The step's flags: what the engine knows of the run, then its parameters."""
+    bound = {
+        "workspace": f"{VOLUME}/{RUN_FOLDER}",
+        "cache": f"{VOLUME}/cache",
+        "outputs": OUTPUTS,
+        "claims": CLAIMS,
+        "run_name": "{{workflow.name}}",
+        "run_uid": "{{workflow.uid}}",
+        "volume_claim": _claim_name(settings),
+        "volume_path": RUN_FOLDER,
+    }
+    return [
+        *(f"{flags.flag(name)}={value}" for name, value in bound.items()),
+        *(
+            f"{flags.flag(name)}={tag(step, name)}"
+            for name, field in step.params.model_fields.items()
+            if not is_secret(field)
+        ),
+    ]
+
+
+def environment(step: Step, settings: Settings) -> list[Env | SecretEnv]:
+    """Secrets, each key optional so that the pod starts and the step says what it misses."""
+    return [
+        *_base_environment(settings),
+        *(
+            SecretEnv(
+                name=key, secret_name=settings.secret(secret.name), secret_key=key, optional=True
+            )
+            for secret in step.secrets
+            for key in secret.keys
+        ),
+        *(
+            Env(name=flags.variable(name), value=tag(step, name))
+            for name, field in step.params.model_fields.items()
+            if is_secret(field)
+        ),
+    ]
+
+
+def _base_environment(settings: Settings) -> list[Env | SecretEnv]:
+    # An arbitrary user has no entry in /etc/passwd, and the root file system is read-only.
+    variables = {"HOME": "/tmp", "USER": "sft"}  # noqa: S108
+    if settings.proxy:
+        for name, value in settings.proxy.model_dump().items():
+            key = name if name == "no_proxy" else f"{name}_proxy"
+            if value:  # programs read one spelling or the other
+                variables |= {key.upper(): value, key: value}
+    if settings.ca_bundle:
+        variables |= dict.fromkeys(_CA_VARIABLES, _CA_FILE)
+    return [Env(name=name, value=value) for name, value in (variables | settings.env).items()]
+
+
+def outputs(step: Step, settings: Settings) -> list[Parameter | Artifact]:
+    """The step's small results, each with what stands there when it gives none."""
+    found: list[Parameter | Artifact] = [
+        Parameter(name=name, value_from=m.ValueFrom(path=f"{OUTPUTS}/{name}", default=default))
+        for name, default in step.results.items()
+    ]
+    if settings.artifacts:
+        found.append(
+            Artifact(name="report", path=REPORT, optional=True, archive=NoneArchiveStrategy())
+        )
+    return found
+
+
+def _run_outputs(pipeline: Pipeline) -> list[Parameter]:
+    """Every step's results, as the run's: `<step>-<result>`."""
+    return [
+        Parameter(
+            name=f"{step.name}-{name}",
+            value_from=m.ValueFrom(
+                parameter=f"{{{{tasks.{step.template}.outputs.parameters.{name}}}}}",
+                default=default,
+            ),
+        )
+        for step in pipeline.steps
+        for name, default in step.results.items()
+    ]
+
+
+def volumes(settings: Settings) -> list[Any]:
+    """All volumes; a pod gets those that its container mounts."""
+    found: list[Any] = [
+        ExistingVolume(name="runs", claim_name=_claim_name(settings)),
+        _empty("tmp", settings.scratch),
+        _empty("outputs", "16Mi"),
+        _empty("no-token", "1Mi"),
+        _empty("shm", settings.gpu.shared_memory, medium="Memory"),
+        *(
+            ExistingVolume(name=f"claim-{name}", claim_name=name, read_only=True)
+            for name in settings.claims
+        ),
+    ]
+    if settings.ca_bundle:
+        item = m.KeyToPath(key=settings.ca_bundle.key, path="ca.crt")
+        found.append(ConfigMapVolume(name=settings.ca_bundle.config_map, items=[item]))
+    return found
+
+
+def _empty(name: str, size: str, medium: str | None = None) -> EmptyDirVolume:
+    return EmptyDirVolume(name=name, medium=medium, size_limit=m.Quantity(root=size))
+
+
+def mounts(step: Step, settings: Settings) -> list[m.VolumeMount]:
+    """What the step's container sees of them."""
+    places = {"runs": VOLUME, "tmp": "/tmp", "outputs": OUTPUTS}  # noqa: S108
+    if not access.needs_token(step, settings):
+        places["no-token"] = security.TOKEN
+    if trains_in_pod(step, settings):
+        places["shm"] = "/dev/shm"  # noqa: S108
+    found = _mounts(places)
+    found += [
+        m.VolumeMount(name=f"claim-{name}", mount_path=f"{CLAIMS}/{name}", read_only=True)
+        for name in settings.claims
+    ]
+    if settings.ca_bundle:
+        folder = _CA_FILE.rpartition("/")[0]
+        found.append(
+            m.VolumeMount(name=settings.ca_bundle.config_map, mount_path=folder, read_only=True)
+        )
+    return found
+
+
+def _mounts(places: Mapping[str, str]) -> list[m.VolumeMount]:
+    return [m.VolumeMount(name=name, mount_path=path) for name, path in places.items()]
+
+
+def own_resources(step: Step, settings: Settings) -> bool:
+    """Whether parameters say how large the step's own pod is (not: how large its TrainJob's are)."""
+    fields = step.params.model_fields
+    return {"cpu", "memory"} <= set(fields) and not access.submits(step, settings)
+
+
+def has_gpu(step: Step, settings: Settings) -> bool:
+    """Whether the step's own pod may have GPUs."""
+    return own_resources(step, settings) and "gpu" in step.params.model_fields
+
+
+def trains_in_pod(step: Step, settings: Settings) -> bool:
+    """Whether several processes of the step's pod talk over shared memory."""
+    return has_gpu(step, settings) and "launcher" in step.params.model_fields
+
+
+def pod_patch(step: Step, settings: Settings) -> dict[str, Any]:
+    """The executor's security and, where parameters set them, the step's CPU, memory and GPUs.
+
+    Argo refuses tags in `resources` (quantities are typed); in a patch they are text.
+    """
+    if not own_resources(step, settings):
+        return security.EXECUTOR
+    amounts = {"cpu": tag(step, "cpu"), "memory": tag(step, "memory")}
+    limits = {"memory": amounts["memory"]}
+    if has_gpu(step, settings):
+        limits[settings.gpu.resource] = tag(step, "gpu")
+    main = {"name": "main", "resources": {"requests": amounts, "limits": limits}}
+    return {**security.EXECUTOR, "containers": [main, *security.EXECUTOR["containers"]]}
+
+
+def retry(settings: Settings) -> RetryStrategy:
+    """Again, with growing waits, and only for what may pass by itself."""
+    policy = settings.retry
+    return RetryStrategy(
+        limit=str(policy.limit),
+        retry_policy="Always",
+        expression=RETRY_WHEN,
+        backoff=m.Backoff(
+            duration=policy.duration,
+            factor=m.IntOrString(root=str(policy.factor)),
+            cap=None if settings.argo == "3.6" else policy.cap,
+        ),
+    )
+
+
+def run_metrics(pipeline: Pipeline) -> list[Gauge | Counter]:
+    """How long runs take and how they end, on the controller's /metrics."""
+    told = [
+        Label(key="pipeline", value=pipeline.name),
+        Label(key="status", value="{{workflow.status}}"),
+    ]
+    prefix = pipeline.name.replace("-", "_")
+    return [
+        Counter(
+            name=f"{prefix}_runs_total", help="Runs by how they ended.", labels=told, value="1"
+        ),
+        Gauge(
+            name=f"{prefix}_run_duration_seconds",
+            help="Seconds from the start of the last run to its end.",
+            labels=told,
+            value="{{workflow.duration}}",
+            realtime=False,
+        ),
+    ]
+
+
+def step_metrics(step: Step) -> list[Gauge]:
+    """The step's results that are numbers."""
+    return [
+        Gauge(
+            name=f"sft_{step.name}_{name.replace('-', '_')}",
+            help=f"{name} of the last {step.name} step.",
+            when=f"'{{{{outputs.parameters.{name}}}}}' != ''",
+            value=f"{{{{outputs.parameters.{name}}}}}",
+            realtime=False,
+        )
+        for name in step.measured
+    ]
+
+
+class _Tags(dict[str, str]):
+    """Names of parameters as Argo's tags, for the title of a run."""
+
+    def __missing__(self, name: str) -> str:
+        return f"{{{{workflow.parameters.{name}}}}}"
+
+
+def _described(title: str, description: str) -> dict[str, str]:
+    # https://argo-workflows.readthedocs.io/en/latest/title-and-description/
+    return {
+        "workflows.argoproj.io/title": title,
+        "workflows.argoproj.io/description": description,
+    }
+
+
+def _claim_name(settings: Settings) -> str:
+    return "{{workflow.name}}" if settings.storage.per_run else storage.name(settings)
+
+
+def _tolerations(tolerations: list[Toleration]) -> list[m.Toleration] | None:
+    found = [
+        m.Toleration.model_validate({k: v for k, v in each.model_dump().items() if v})
+        for each in tolerations
+    ]
+    return found or None
+
+
+def _lock(settings: Settings) -> m.Synchronization | None:
+    mutexes = [m.Mutex(name=settings.mutex)] if settings.mutex else None
+    semaphores = (
+        [
+            m.SemaphoreRef(
+                config_map_key_ref=m.ConfigMapKeySelector(
+                    name=settings.semaphore.config_map, key=settings.semaphore.key
+                )
+            )
+        ]
+        if settings.semaphore
+        else None
+    )
+    if not (mutexes or semaphores):
+        return None
+    return m.Synchronization(mutexes=mutexes, semaphores=semaphores)

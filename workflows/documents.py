@@ -1,0 +1,73 @@
+"""Objects as text that every reader of YAML takes for the same: 1.1, 1.2, and Go's.
+
+PyYAML leaves `5e-06` unquoted, which Kubernetes then reads as a number and Argo refuses. Here a string
+is plain only where no reader could take it for anything else.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+# No reader resolves what begins with a letter or a slash and goes on like this, but for these words.
+_PLAIN = re.compile(r"[A-Za-z/][\w./@+*-]*(:[\w./@-]+)*( [\w./(@-][\w./(),;@+*-]*)*")
+_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
+_ORDER = ("apiVersion", "kind", "name", "metadata")
+"""Keys that come first, as people read them; the others stand as they were put."""
+
+
+def to_yaml(objects: Iterable[Mapping[str, Any]]) -> str:
+    """The objects as a stream of documents."""
+    return "---\n".join(
+        yaml.dump(
+            _ordered(each), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000
+        )
+        for each in objects
+    )
+
+
+def to_json(objects: Iterable[Mapping[str, Any]]) -> str:
+    """The objects as one JSON document: a List where there are several."""
+    every = [_ordered(each) for each in objects]
+    whole = every[0] if len(every) == 1 else {"apiVersion": "v1", "kind": "List", "items": every}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Without anchors, lists indented, and strings quoted where they must be."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002
+        super().increase_indent(flow, False)
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+        style = None
+    elif "\n" in text and all(line == line.rstrip() for line in text.split("\n")):
+        style = "|"
+    elif text.isascii() and text.isprintable() and '"' in text and "'" not in text:
+        style = "'"
+    else:
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _ordered(value: Any) -> Any:
+    """The same with the keys that name a thing first, and without what is None."""
+    if isinstance(value, Mapping):
+        first = [key for key in _ORDER if key in value]
+        rest = [key for key in value if key not in first]
+        return {str(key): _ordered(value[key]) for key in first + rest if value[key] is not None}
+    if isinstance(value, list | tuple):
+        return [_ordered(item) for item in value]
+    if isinstance(value, str):
+        return str(value)  # an enumeration's member is its text
+    return value

@@ -1,0 +1,376 @@
+"""How a cluster runs the pipeline: one file, `sft.yaml`, beside the users' parameters.
+
+namespace: team-a
+images: {registry: quay.io/team-a}
+storage: {size: 2Ti, storage_class: nfs}
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+import steps
+from steps.errors import UsageError
+from steps.train.params import QUANTITY
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+"""A DNS label: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/."""
+Prefix = Annotated[str, StringConstraints(pattern=r"^([a-z]([-a-z0-9]{0,29}))?$")]
+Quantity = Annotated[str, StringConstraints(pattern=QUANTITY)]
+Duration = Annotated[str, StringConstraints(pattern=r"^\d+[smhd]$")]
+"""A whole number and a unit: 30s, 10m, 12h, 7d."""
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+LabelValue = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
+]
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(duration: str) -> int:
+    """A duration's seconds."""
+    return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+class Group(BaseModel):
+    """Settings that belong together."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,
+        defer_build=True,
+    )
+
+
+class Images(Group):
+    """Where the steps' images come from."""
+
+    registry: str = Field(default="", pattern=r"^([\w.-]+(:\d+)?(/[\w.-]+)*)?$")
+    """Registry and path before the image's name: quay.io/team-a. Empty: images the nodes have already."""
+    tag: str = Field(default=steps.__version__, pattern=r"^\w[\w.-]{0,127}$")
+    """Tag of all images."""
+    digests: dict[Name, Digest] = {}
+    """Digest by image name (sft-train: sha256:...); pins that image, and its tag counts for nothing."""
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """When a node fetches an image."""
+    pull_secrets: list[Name] = []
+    """Secrets with the registry's credentials."""
+
+    def reference(self, image: str) -> str:
+        """The image as a container names it."""
+        name = f"{self.registry}/{image}" if self.registry else image
+        digest = self.digests.get(image)
+        return f"{name}@{digest}" if digest else f"{name}:{self.tag}"
+
+
+class Storage(Group):
+    """The volume that holds the runs, `runs/<workflow>` a run, and the cache that they share."""
+
+    claim: Name = "sft-runs"
+    """PersistentVolumeClaim; registered models are served from it: pvc://<claim>/runs/<workflow>/model."""
+    create: bool = True
+    """Whether the claim is among the manifests; false where it is there already."""
+    size: Quantity = "500Gi"
+    """Size of the claim."""
+    storage_class: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    """StorageClass; empty takes the cluster's default."""
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"] = "ReadWriteMany"
+    """ReadWriteOnce serves a single node: no TrainJob with several workers."""
+    per_run: bool = False
+    """A claim a run, named as its workflow and kept until someone deletes it; no cache is shared."""
+
+
+class Toleration(Group):
+    """A toleration as a pod has it."""
+
+    key: str = ""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+
+class Gpu(Group):
+    """The accelerators of the pods that train or evaluate."""
+
+    resource: str = Field(default="nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")
+    """Name of the extended resource."""
+    node_selector: dict[str, LabelValue] = {}
+    """Labels of the nodes for pods with GPUs."""
+    tolerations: list[Toleration] = [Toleration(key="nvidia.com/gpu", effect="NoSchedule")]
+    """Taints that pods with GPUs tolerate."""
+    shared_memory: Quantity = "16Gi"
+    """Size of /dev/shm where training runs in the pod: NCCL needs more than the 64 MiB of a container."""
+
+
+class Retry(Group):
+    """When a step that failed through no fault of its own is tried again."""
+
+    limit: int = Field(default=4, ge=0, le=100)
+    """Retries of a step after exit code 75, or after its pod was lost, evicted or killed."""
+    duration: Duration = "30s"
+    """Wait before the first retry."""
+    factor: int = Field(default=2, ge=1, le=10)
+    """Each further wait is so many times longer."""
+    cap: Duration = "10m"
+    """Longest wait."""
+
+
+class Cleanup(Group):
+    """What is removed, and when; the run's folder always stays."""
+
+    pods: Literal[
+        "OnPodSuccess", "OnPodCompletion", "OnWorkflowSuccess", "OnWorkflowCompletion"
+    ] = "OnPodSuccess"
+    """Which pods are removed; failed ones stay for their logs."""
+    pods_after: Duration = "10m"
+    """How long a pod that is to be removed stays."""
+    succeeded_after: Duration = "7d"
+    """How long a succeeded workflow is kept."""
+    failed_after: Duration = "30d"
+    """How long a failed one is kept, to be retried."""
+
+
+class Semaphore(Group):
+    """A ConfigMap's entry that says how many runs may be at work at once."""
+
+    config_map: Name
+    key: str = Field(pattern=r"^[-\w.]+$")
+
+
+class Proxy(Group):
+    """The proxy that pods reach the world by."""
+
+    http: str = ""
+    https: str = ""
+    no_proxy: str = ".svc,.cluster.local,10.0.0.0/8"
+
+
+class CaBundle(Group):
+    """Certificates that the steps trust, in PEM format."""
+
+    config_map: Name
+    key: str = Field(default="ca-bundle.crt", pattern=r"^[-\w.]+$")
+
+
+class Schedule(Group):
+    """Runs by the clock (CronWorkflow)."""
+
+    cron: list[Annotated[str, StringConstraints(min_length=1)]] = Field(min_length=1)
+    """When: five fields, @daily and the like, or `@every 6h`. Several are all kept."""
+    timezone: str = "Etc/UTC"
+    """IANA time zone of the schedule."""
+    concurrency: Literal["Forbid", "Allow", "Replace"] = "Forbid"
+    """What happens when the last run is not over yet."""
+    starting_deadline: Duration = "1h"
+    """How late a missed run may still start."""
+    succeeded_kept: int = Field(default=3, ge=0)
+    """Succeeded runs in the list."""
+    failed_kept: int = Field(default=5, ge=0)
+    """Failed runs in the list."""
+    suspended: bool = False
+    """Whether the schedule is paused."""
+    parameters: dict[str, Any] = {}
+    """Parameters of the scheduled runs, by any of their names."""
+
+
+class KeyFilter(Group):
+    """Which objects start a run."""
+
+    prefix: str = ""
+    """Only keys that begin so."""
+    suffix: str = ".jsonl"
+    """Only keys that end so."""
+    marker: str = ""
+    """An object's name, `_SUCCESS`: its arrival starts the run, on all that lies beside it."""
+
+
+class Minio(KeyFilter):
+    """Objects that land in a bucket of a MinIO server."""
+
+    endpoint: str = Field(pattern=r"^[\w.-]+(:\d+)?$")
+    """Host and port."""
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    insecure: bool = False
+    """Plain http."""
+
+
+class Sqs(KeyFilter):
+    """Objects that land in a bucket of AWS S3, by the queue it notifies."""
+
+    queue: str = Field(pattern=r"^[\w.-]+$")
+    region: str = Field(pattern=r"^[a-z0-9-]+$")
+    role_arn: str = ""
+    """Role that may read the queue; empty: the keys of s3-secret."""
+
+
+class Webhook(Group):
+    """Runs that a POST starts, with a bearer token."""
+
+    port: int = Field(default=12000, ge=1, le=65535)
+    path: str = Field(default="/runs", pattern=r"^/[\w./-]*$")
+    secret: Name = "sft-webhook"  # noqa: S105  # its name
+    """Secret with the token under the key `token`."""
+    fields: dict[str, str] = {"data_uri": "data_uri"}
+    """Parameter by the field of the body that sets it; a dot leads into an object."""
+
+
+class Bus(Group):
+    """The EventBus (JetStream) between event sources and sensor."""
+
+    create: bool = True
+    """Whether it is among the manifests; false where the namespace has one named `default`."""
+    version: str = "2.10.10"
+    """Version of NATS, one that the controller's configuration lists."""
+    replicas: int = Field(default=3, ge=1)
+    """1, or 3 and more."""
+    volume_size: Quantity = "10Gi"
+    """Events outlive their pods on a volume of this size."""
+
+
+class Events(Group):
+    """Runs that an event starts (Argo Events)."""
+
+    bus: Bus = Bus()
+    minio: Minio | None = None
+    sqs: Sqs | None = None
+    webhook: Webhook | None = None
+    per_hour: int = Field(default=10, ge=1)
+    """Most runs that are started in an hour; further events wait."""
+    parameters: dict[str, Any] = {}
+    """Parameters of the runs that events start, by any of their names."""
+
+
+class Network(Group):
+    """What the hardened overlay lets the pods reach."""
+
+    allow_cidrs: list[str] = ["0.0.0.0/0"]
+    """Networks that steps may open connections to: data sources, hub, registries."""
+    ports: list[int] = [80, 443, 6443, 8080, 9000]
+    """Ports on these networks, and on services of the cluster."""
+
+
+class Settings(Group):
+    """How a cluster runs the pipeline."""
+
+    namespace: Annotated[
+        str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$")
+    ] = ""
+    """Namespace of all objects; empty leaves it to kubectl (-n)."""
+    name_prefix: Prefix = ""
+    """Before the name of every object: two teams in one namespace, or `dev-`."""
+    scope: Literal["namespace", "cluster"] = "namespace"
+    """cluster: a ClusterWorkflowTemplate, for all namespaces; the rest stays in this one."""
+    platform: Literal["kubernetes", "openshift"] = "kubernetes"
+    """openshift: no fixed user or group, the namespace's own range is taken."""
+    argo: Literal["4", "3.7", "3.6"] = "4"
+    """Version of Argo Workflows; 3.6 has no cap of the retries' wait."""
+    launcher: Literal["local", "trainjob"] = "local"
+    """local: training runs in the step's own pod, with its GPUs; trainjob: in the pods of a TrainJob."""
+    cluster_auth: Literal["secret", "service-account"] = "secret"
+    """Who submits a TrainJob: the secret kubernetes-credentials, or the train step's service account."""
+    user: int = Field(default=10001, ge=1000, lt=2**31)
+    """User and group of all processes, on Kubernetes."""
+    images: Images = Images()
+    storage: Storage = Storage()
+    claims: list[Name] = []
+    """More claims, mounted read-only under /claims/<claim> for pvc:// addresses."""
+    secrets: dict[Name, Name] = {}
+    """Other names of the secrets: {hf-token: team-hf}."""
+    gpu: Gpu = Gpu()
+    scratch: Quantity = "20Gi"
+    """Size of /tmp, the only other place that a step can write to."""
+    retry: Retry = Retry()
+    deadlines: dict[str, Duration] = {"dataset": "12h", "evaluate": "24h", "register": "1h"}
+    """Longest time of one attempt of a step, by step; none where it is not named."""
+    cleanup: Cleanup = Cleanup()
+    mutex: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    """Runs under one mutex train one after another."""
+    semaphore: Semaphore | None = None
+    """So many runs train at once as a ConfigMap says."""
+    priority_class: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    """PriorityClass of all pods."""
+    node_selector: dict[str, LabelValue] = {}
+    """Labels of the nodes for all pods."""
+    tolerations: list[Toleration] = []
+    """Taints that all pods tolerate."""
+    labels: dict[str, LabelValue] = {}
+    """Labels of all objects and pods."""
+    annotations: dict[str, str] = {}
+    """Annotations of all pods."""
+    env: dict[str, str] = {}
+    """Environment of all steps."""
+    proxy: Proxy | None = None
+    ca_bundle: CaBundle | None = None
+    artifacts: bool = False
+    """Keep the report as an artifact: true where Argo has an artifact repository."""
+    parameters: dict[str, Any] = {}
+    """The team's defaults of the workflow parameters, by any of their names."""
+    schedule: Schedule | None = None
+    events: Events | None = None
+    network: Network = Network()
+
+    def named(self, name: str) -> str:
+        """An object's name, with the prefix."""
+        return self.name_prefix + name
+
+    def secret(self, name: str) -> str:
+        """What the cluster calls a secret of the steps."""
+        return self.secrets.get(name, name)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read(path: Path | None, given: Mapping[str, Any]) -> Settings:
+    """The settings of the file, with those given over them: `{"images.registry": "quay.io/a"}`.
+
+    Raises UsageError that lists everything that is wrong with them.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        import yaml
+
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: {error}") from error
+        if found is not None and not isinstance(found, dict):
+            raise UsageError(f"{path}: not a mapping of settings to values")
+        values = found or {}
+    for name, value in given.items():
+        _put(values, name, value)
+    return validate(values, str(path or "settings"))
+
+
+def validate(values: Mapping[str, Any], where: str) -> Settings:
+    """The settings made of the values; UsageError with all that is wrong, each with its place."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = [_told(problem) for problem in error.errors()]
+        raise UsageError("\n  ".join([f"{where}:", *problems])) from None
+
+
+def _told(problem: Any) -> str:
+    place = ".".join(map(str, problem["loc"])) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return f"{place} is not a setting"
+    message = re.sub(r"^Value error, ", "", problem["msg"])
+    return f"{place}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value at a dotted name, which may lead through groups that are not there yet."""
+    *groups, last = name.split(".")
+    for group in groups:
+        inner = values.get(group)
+        values[group] = inner = dict(inner) if isinstance(inner, dict) else {}
+        values = inner
+    values[last] = value
