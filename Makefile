@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 DEMO := runs/demo-inputs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench gpu-check constraints clean
+.PHONY: help demo test check format manifests bench gpu-check constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ format: $(VENV)/dev ## Format the code, and renew what is generated from it
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(PY) -m workflows.readme
+
+manifests: $(VENV)/dev ## Render manifests/ anew from sft.yaml
+	$(PY) -m workflows.cli render
 
 bench: $(VENV)/dev ## Measure against named baselines, as ratios in one run
 	$(PY) -m benchmarks

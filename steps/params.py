@@ -6,6 +6,7 @@ A field's docstring is its help text; what an engine must know beyond the type i
     \"\"\"Passes over the training split.\"\"\"
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -117,12 +118,17 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
     return ()
 
 
+POD = ("gpu", "cpu", "memory")
+"""Parameters that an engine makes a step's own pod from: inside a pod they are served already."""
+
+
 def required_on_cluster_only(params: StepParams) -> list[str]:
     """Names of the cluster's parameters whose value is not their default."""
+    served = POD if os.environ.get("KUBERNETES_SERVICE_HOST") else ()
     return [
         name
         for name, field in type(params).model_fields.items()
-        if marked(field, CLUSTER) and getattr(params, name) != field.default
+        if marked(field, CLUSTER) and name not in served and getattr(params, name) != field.default
     ]
 
 

@@ -194,7 +194,8 @@ def test_the_command_registers_model_version_and_artifact(
         "model_artifact": artifact["id"],
     }
     results = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
-    assert results == {"status": "registered", "version": "2.0.0", "uri": uri}
+    expected = {"status": "registered", "version": "2.0.0", "uri": uri, "id": version["id"]}
+    assert results == expected
 
 
 def test_the_same_model_again_sends_nothing(run: Run, registry: ModelRegistryServer) -> None:

@@ -33,7 +33,7 @@ from hera.workflows import (
 from hera.workflows import models as m
 
 from steps import flags
-from steps.params import choices, is_secret, type_name
+from steps.params import POD, choices, is_secret, type_name
 from workflows import access, security, storage, values
 from workflows.documents import to_yaml
 from workflows.objects import labels
@@ -54,7 +54,7 @@ RETRY_WHEN = (
     "&& not (lastRetry.message matches '(?i)OOMKilled|deadline'))"
 )
 
-_SETTINGS = ("launcher", "cluster_auth")
+SHAPING = ("launcher", "cluster_auth")
 """Parameters whose default is a setting, because the shape of the pod follows from it."""
 
 _CA_FILE = "/etc/sft/ca/ca.crt"
@@ -150,9 +150,9 @@ def container(step: Step, settings: Settings) -> Container:
         if own_resources(step, settings)
         else Resources(cpu_request=step.cpu, memory_request=step.memory, memory_limit=step.memory),
         pod_spec_patch=to_yaml([pod_patch(step, settings)]),
-        node_selector=settings.gpu.node_selector or None if has_gpu(step, settings) else None,
+        node_selector=settings.gpu.node_selector or None if own_resources(step, settings) else None,
         tolerations=_tolerations([*settings.tolerations, *settings.gpu.tolerations])
-        if has_gpu(step, settings)
+        if own_resources(step, settings)
         else None,
         security_context=m.SecurityContext.model_validate(security.CONTAINER),
         service_account_name=access.account(step, settings),
@@ -210,7 +210,7 @@ def parameters(settings: Settings, pipeline: Pipeline) -> list[Parameter]:
         default = team.get(parameter.name)
         if default is None and not field.is_required():
             default = flags.shown_default(field)
-        if parameter.field_name in _SETTINGS:
+        if parameter.field_name in SHAPING:
             default = getattr(settings, parameter.field_name)
         limited = choices(field) or (("True", "False") if type_name(field) == "bool" else ())
         extra: dict[str, Any] = {} if default is None else {"value": default}
@@ -363,18 +363,12 @@ def _mounts(places: Mapping[str, str]) -> list[m.VolumeMount]:
 
 def own_resources(step: Step, settings: Settings) -> bool:
     """Whether parameters say how large the step's own pod is (not: how large its TrainJob's are)."""
-    fields = step.params.model_fields
-    return {"cpu", "memory"} <= set(fields) and not access.submits(step, settings)
-
-
-def has_gpu(step: Step, settings: Settings) -> bool:
-    """Whether the step's own pod may have GPUs."""
-    return own_resources(step, settings) and "gpu" in step.params.model_fields
+    return set(POD) <= set(step.params.model_fields) and not access.submits(step, settings)
 
 
 def trains_in_pod(step: Step, settings: Settings) -> bool:
     """Whether several processes of the step's pod talk over shared memory."""
-    return has_gpu(step, settings) and "launcher" in step.params.model_fields
+    return own_resources(step, settings) and "launcher" in step.params.model_fields
 
 
 def pod_patch(step: Step, settings: Settings) -> dict[str, Any]:
@@ -384,11 +378,12 @@ def pod_patch(step: Step, settings: Settings) -> dict[str, Any]:
     """
     if not own_resources(step, settings):
         return security.EXECUTOR
-    amounts = {"cpu": tag(step, "cpu"), "memory": tag(step, "memory")}
-    limits = {"memory": amounts["memory"]}
-    if has_gpu(step, settings):
-        limits[settings.gpu.resource] = tag(step, "gpu")
-    main = {"name": "main", "resources": {"requests": amounts, "limits": limits}}
+    gpu, cpu, memory = (tag(step, name) for name in POD)
+    resources = {
+        "requests": {"cpu": cpu, "memory": memory},
+        "limits": {"memory": memory, settings.gpu.resource: gpu},
+    }
+    main = {"name": "main", "resources": resources}
     return {**security.EXECUTOR, "containers": [main, *security.EXECUTOR["containers"]]}
 
 

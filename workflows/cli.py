@@ -18,6 +18,7 @@ Supervised fine-tuning of a language model: data set, training, evaluation, regi
 
 commands:
   run      run the pipeline on this machine; `sft run --help` lists all parameters
+  render   write the manifests of Argo Workflows
 
 options:
   -h, --help     show this help message and exit
@@ -36,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sft-pipeline {steps.__version__}")  # noqa: T201
         return 0
     try:
+        if command == "render":
+            from workflows.commands import render
+
+            return render.main(words[1:])
         if command != "run":
             raise UsageError(f"{command!r} is not a command; see sft --help")
         return _run(words[1:])
@@ -58,10 +63,10 @@ def _run(argv: Sequence[str]) -> int:
     own = {name: given.pop(name) for name in [*_OWN, "check"] if name in given}
 
     # Only now, so that --help is instant.
+    from steps.report.summary import summary
     from steps.workspace import Workspace
     from workflows.console import Console
     from workflows.local import StepFailedError, run
-    from workflows.summary import summary
 
     workspace = _workspace(own)
     from_file = _from_file(own.get("params"))

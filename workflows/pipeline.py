@@ -72,6 +72,8 @@ class Pipeline:
     """Title of a run; a parameter's name in braces stands for its value."""
     rules: tuple[Callable[[Mapping[str, StepParams]], str | None], ...] = ()
     """What parameters of several steps must not say together; each gives the problem or None."""
+    repeat_rules: tuple[Callable[[Mapping[str, StepParams]], str | None], ...] = ()
+    """What they must not say where run follows run: a schedule, events."""
 
     def __post_init__(self) -> None:
         """Refuse a DAG with a missing, repeated, or later need (ValueError)."""
@@ -90,9 +92,10 @@ class Pipeline:
         """The step of that name (KeyError where there is none)."""
         return {step.name: step for step in self.steps}[name]
 
-    def refusals(self, models: Mapping[str, StepParams]) -> list[str]:
-        """What the rules have against these parameters."""
-        return [problem for rule in self.rules if (problem := rule(models))]
+    def refusals(self, models: Mapping[str, StepParams], *, repeated: bool = False) -> list[str]:
+        """What the rules have against these parameters, of one run or of many with the same."""
+        rules = self.rules + (self.repeat_rules if repeated else ())
+        return [problem for rule in rules if (problem := rule(models))]
 
     def parameters(self) -> list[Parameter]:
         """All workflow parameters: those a user meets first, the optional ones, then the further."""
@@ -129,11 +132,23 @@ def nothing_to_score(models: Mapping[str, StepParams]) -> str | None:
     return None
 
 
+def same_version_again(models: Mapping[str, StepParams]) -> str | None:
+    """From the second run on, another model would stand under the version already."""
+    register = models.get("register")
+    if isinstance(register, RegisterParams) and register.on_conflict == "error":
+        return (
+            "on_conflict is error, so every run but the first would fail to register; set "
+            "phase_04_registry_opt_on_conflict to increment"
+        )
+    return None
+
+
 SFT = Pipeline(
     name="sft-pipeline",
     description="Supervised fine-tuning: data set, training, evaluation, registration.",
     title="Fine-tune {phase_02_train_man_model}",
     rules=(nothing_to_score,),
+    repeat_rules=(same_version_again,),
     steps=(
         Step(
             params=DatasetParams,
@@ -176,7 +191,7 @@ SFT = Pipeline(
             module="steps.register",
             template="register",
             needs=("evaluate",),
-            results={"status": "", "version": "", "uri": ""},
+            results={"status": "", "version": "", "uri": "", "id": ""},
             cpu="500m",
             memory="1Gi",
         ),

@@ -1,36 +1,45 @@
-"""The tables of the README that are derived from the code; `make format` renews them.
+"""The tables of the documents that are derived from the code; `make format` renews them.
 
 python -m workflows.readme
 """
 
 import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 
-from steps.flags import shown_default
-from steps.params import CLUSTER, marked, type_name
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from steps.flags import as_text, shown_default
+from steps.params import CLUSTER, choices, marked, type_name
 from workflows.pipeline import SFT
+from workflows.settings import Settings, Toleration
 
 EMPTY = '""'
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "docs" / "argo.md")
 
 
 def main() -> int:
-    """Renew the README in place; say whether it changed."""
-    text = README.read_text(encoding="utf-8")
-    new = renewed(text)
-    if new != text:
-        README.write_text(new, encoding="utf-8")
-        print("README.md renewed")  # noqa: T201
+    """Renew the documents in place; say which changed."""
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        new = renewed(text)
+        if new != text:
+            document.write_text(new, encoding="utf-8")
+            print(f"{document.name} renewed")  # noqa: T201
     return 0
 
 
 def renewed(text: str) -> str:
-    """The README with each part between `<!-- name -->` and `<!-- /name -->` made anew."""
-    for name, part in {"parameters": parameters(), "secrets": secrets()}.items():
+    """A document with each part between `<!-- name -->` and `<!-- /name -->` made anew."""
+    for name, part in _PARTS.items():
         text = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
-            lambda found, part=part: f"{found[1]}{part}{found[2]}",  # type: ignore[misc]
+            lambda found, part=part: f"{found[1]}{part()}{found[2]}",  # type: ignore[misc]
             text,
             flags=re.DOTALL,
         )
@@ -63,6 +72,50 @@ def secrets() -> str:
         keys = ", ".join(f"`{key}`" for key in secret.keys) or "any"
         rows.append(f"| `{name}` | {keys} | {', '.join(steps[name])} | {secret.purpose} |")
     return "\n".join(rows) + "\n"
+
+
+def settings() -> str:
+    """The table of all settings of a cluster, those of a group by their dotted names."""
+    rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([*rows, *_settings(Settings, "")]) + "\n"
+
+
+def _settings(group: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in group.model_fields.items():
+        inner = _group(field.annotation)
+        if inner is not None:
+            about = " ".join((field.description or inner.__doc__ or "").split())
+            yield f"| **`{prefix}{name}`** | | | {about} |"
+            yield from _settings(inner, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else f"`{_default(field)}`"
+        meaning = " ".join((field.description or "").split()).replace("|", r"\|")
+        yield f"| `{prefix}{name}` | {_kind(field)} | {default} | {meaning} |"
+
+
+def _group(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings that the annotation is, or may be."""
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel) and part is not Toleration:
+            return part
+    return None
+
+
+def _kind(field: FieldInfo) -> str:
+    limited = choices(field)
+    return ", ".join(limited) if limited else type_name(field)
+
+
+def _default(field: FieldInfo) -> str:
+    value = TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")
+    return as_text(value) or EMPTY
+
+
+_PARTS: dict[str, Callable[[], str]] = {
+    "parameters": parameters,
+    "secrets": secrets,
+    "settings": settings,
+}
 
 
 if __name__ == "__main__":

@@ -139,22 +139,29 @@ class Semaphore(Group):
     """A ConfigMap's entry that says how many runs may be at work at once."""
 
     config_map: Name
+    """ConfigMap in the run's namespace."""
     key: str = Field(pattern=r"^[-\w.]+$")
+    """Entry that holds the number."""
 
 
 class Proxy(Group):
     """The proxy that pods reach the world by."""
 
     http: str = ""
+    """Proxy of http:// addresses."""
     https: str = ""
+    """Proxy of https:// addresses."""
     no_proxy: str = ".svc,.cluster.local,10.0.0.0/8"
+    """Hosts, domains and networks that are reached without it."""
 
 
 class CaBundle(Group):
     """Certificates that the steps trust, in PEM format."""
 
     config_map: Name
+    """ConfigMap in the run's namespace."""
     key: str = Field(default="ca-bundle.crt", pattern=r"^[-\w.]+$")
+    """Entry that holds the certificates."""
 
 
 class Schedule(Group):
@@ -185,8 +192,10 @@ class KeyFilter(Group):
     """Only keys that begin so."""
     suffix: str = ".jsonl"
     """Only keys that end so."""
-    marker: str = ""
+    marker: str = Field(default="", pattern=r"^[^/]*$")
     """An object's name, `_SUCCESS`: its arrival starts the run, on all that lies beside it."""
+    parameter: str = "data_uri"
+    """Parameter that gets the object's s3:// address."""
 
 
 class Minio(KeyFilter):
@@ -195,6 +204,7 @@ class Minio(KeyFilter):
     endpoint: str = Field(pattern=r"^[\w.-]+(:\d+)?$")
     """Host and port."""
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    """The bucket; the keys of s3-secret may listen to it."""
     insecure: bool = False
     """Plain http."""
 
@@ -203,7 +213,9 @@ class Sqs(KeyFilter):
     """Objects that land in a bucket of AWS S3, by the queue it notifies."""
 
     queue: str = Field(pattern=r"^[\w.-]+$")
+    """Name of the queue."""
     region: str = Field(pattern=r"^[a-z0-9-]+$")
+    """Region of the queue."""
     role_arn: str = ""
     """Role that may read the queue; empty: the keys of s3-secret."""
 
@@ -212,11 +224,14 @@ class Webhook(Group):
     """Runs that a POST starts, with a bearer token."""
 
     port: int = Field(default=12000, ge=1, le=65535)
+    """Port of the service."""
     path: str = Field(default="/runs", pattern=r"^/[\w./-]*$")
+    """Path that is posted to."""
     secret: Name = "sft-webhook"  # noqa: S105  # its name
     """Secret with the token under the key `token`."""
     fields: dict[str, str] = {"data_uri": "data_uri"}
-    """Parameter by the field of the body that sets it; a dot leads into an object."""
+    """Field of the body by the parameter that it sets; a dot leads into an object. A body that lacks
+    one of them starts nothing. Its `id`, if it has one, tells a new event from one delivered again."""
 
 
 class Bus(Group):
@@ -246,12 +261,17 @@ class Events(Group):
 
 
 class Network(Group):
-    """What the hardened overlay lets the pods reach."""
+    """What the hardened overlay lets the pods reach; the cluster's API and DNS always."""
 
     allow_cidrs: list[str] = ["0.0.0.0/0"]
-    """Networks that steps may open connections to: data sources, hub, registries."""
-    ports: list[int] = [80, 443, 6443, 8080, 9000]
-    """Ports on these networks, and on services of the cluster."""
+    """Networks that steps may open connections to."""
+    ports: dict[str, list[Annotated[int, Field(ge=1, le=65535)]]] = {
+        "dataset": [80, 443, 9000],
+        "train": [443],
+        "evaluate": [443],
+        "register": [80, 443, 8080],
+    }
+    """TCP ports there, and on services of the cluster, by step."""
 
 
 class Settings(Group):

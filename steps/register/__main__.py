@@ -50,7 +50,12 @@ def main(params: RegisterParams, run: Run) -> Result:
     return Result(
         outputs={"registration": Asset.of(path, run.workspace)},
         versions=record.versions(*(["model-registry"] if params.address else [])),
-        results={"status": done.status, "version": done.version, "uri": done.uri},
+        results={
+            "status": done.status,
+            "version": done.version,
+            "uri": done.uri,
+            "id": done.ids.get("model_version", ""),
+        },
         skipped=None if params.address else "no registry address",
     )
 

@@ -28,7 +28,8 @@ def summary(records: Mapping[str, Record], workspace: Workspace) -> RenderableTy
         register = records["register"]
         text = register.reason or f"{register.results.get('uri')} {register.results.get('version')}"
         lines.append(Text(f"registry {register.status}: {text}"))
-    lines.append(Text(f"report   {workspace.report}"))
+    if workspace.report.exists():
+        lines.append(Text(f"report   {workspace.report}"))
     return Group(*lines)
 
 

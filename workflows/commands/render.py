@@ -1,0 +1,103 @@
+"""`sft render`: the pipeline as manifests for a cluster."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from steps import flags
+from steps.errors import UsageError
+from steps.params import type_name
+from workflows import settings as settings_file
+from workflows.settings import Settings
+
+SETTINGS = Path("sft.yaml")
+
+_OWN = {
+    "settings": "File of settings. (default: sft.yaml, where it is there)",
+    "out": "Folder to write. (default: manifests)",
+    "overlay": "With --stdout: base, cluster, schedule, events, hardened or single-node. Default: the "
+    "base, with the schedule and the events that the settings ask for.",
+    "output": "With --stdout: yaml or json. (default: yaml)",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the folder of manifests, or print one part of it for `kubectl apply -f -`."""
+    parser = _parser()
+    given, problems = flags.parse(parser, argv, list(parser._option_string_actions))
+    if problems:
+        raise UsageError("\n  ".join([*problems, "see sft render --help"]))
+    own = {name: given.pop(name) for name in [*_OWN, "stdout", "set"] if name in given}
+    settings = settings_file.read(_file(own), {**given, **_pairs(own.get("set", []))})
+
+    from workflows import documents, manifests  # Hera loads here, so --help stays instant
+
+    if "stdout" not in own:
+        if useless := [flags.flag(name) for name in ("overlay", "output") if name in own]:
+            raise UsageError(f"{' and '.join(useless)}: only with --stdout")
+        out = Path(own.get("out", "manifests"))
+        manifests.write(out, manifests.tree(settings))
+        print(f"sft: {out} is written; kubectl apply --server-side -k {out}/base", file=sys.stderr)  # noqa: T201
+        return 0
+    writers = {"yaml": documents.to_yaml, "json": documents.to_json}
+    output = own.get("output", "yaml")
+    if output not in writers:
+        raise UsageError(f"--output: {output!r} is neither yaml nor json")
+    sys.stdout.write(writers[output](manifests.part(settings, own.get("overlay"))))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = flags.Parser(
+        prog="sft render",
+        usage="sft render [--settings FILE] [--out FOLDER | --stdout] [options]",
+        description="Render the pipeline for a cluster: a WorkflowTemplate and what goes with it.",
+    )
+    group = parser.add_argument_group("what to write")
+    for name, text in _OWN.items():
+        short = ["-o"] if name == "output" else []
+        group.add_argument(
+            *short, flags.flag(name), dest=name, default=argparse.SUPPRESS, help=text
+        )
+    group.add_argument(
+        "--stdout",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="Print instead: sft render --stdout | kubectl apply --server-side -f -",
+    )
+    over = parser.add_argument_group("settings, over those of the file")
+    for name, field in Settings.model_fields.items():
+        if type_name(field) in ("str", "int") and isinstance(field.default, str | int):
+            flags.add(over, name, field)
+    over.add_argument(
+        "--set",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="NAME=VALUE",
+        help="Any setting by its dotted name: --set images.registry=quay.io/team",
+    )
+    return parser
+
+
+def _file(own: dict[str, Any]) -> Path | None:
+    if "settings" in own:
+        return Path(own["settings"])
+    return SETTINGS if SETTINGS.exists() else None
+
+
+def _pairs(given: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE`, each; lists and groups as YAML writes them in one line."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise UsageError(f"--set: {pair!r} is not NAME=VALUE")
+        try:
+            found[name] = yaml.safe_load(text) if text.startswith(("[", "{")) else text
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {name}: {error}") from error
+    return found

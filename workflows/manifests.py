@@ -1,0 +1,205 @@
+"""The folder that `kubectl apply -k` takes: what is in which file.
+
+cluster/                 what only an administrator may apply
+base/                    the template, its claim, its service accounts
+components/schedule      runs by the clock
+components/events        runs that events start
+components/network       no traffic but what each step needs
+overlays/<name>          the base with components, or for another kind of cluster
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from steps import files
+from steps.errors import UsageError
+from workflows import access, documents, events, lint, network, schedule, storage
+from workflows.argo import SHAPING, workflow_template
+from workflows.objects import kubernetes_object
+from workflows.pipeline import SFT, Pipeline
+from workflows.settings import Gpu, Settings
+
+Objects = list[dict[str, Any]]
+Folder = dict[str, Objects]
+"""Objects by the name of their file."""
+
+HEADER = "# Rendered by `sft render`: change sft.yaml or the code, and render again.\n"
+
+
+def base(settings: Settings, pipeline: Pipeline = SFT) -> Folder:
+    """What a namespace needs to run the pipeline."""
+    refuse_impossible(settings)
+    found: Folder = {}
+    if settings.scope == "namespace":
+        found["workflow-template.yaml"] = [workflow_template(settings, pipeline).to_dict()]
+    found["access.yaml"] = access.accounts(settings)
+    if settings.storage.create and not settings.storage.per_run:
+        found["storage.yaml"] = [storage.claim(settings)]
+    return found
+
+
+def cluster(settings: Settings, pipeline: Pipeline = SFT) -> Folder:
+    """What belongs to no namespace; empty where nothing does."""
+    found: Folder = {}
+    if settings.namespace:
+        found["namespace.yaml"] = [namespace(settings)]
+    if settings.scope == "cluster":
+        found["workflow-template.yaml"] = [workflow_template(settings, pipeline).to_dict()]
+    if roles := access.cluster_roles(settings):
+        found["access.yaml"] = roles
+    return found
+
+
+def namespace(settings: Settings) -> dict[str, Any]:
+    """The namespace, which lets in no pod that is not restricted."""
+    made = kubernetes_object("Namespace", settings.namespace, settings, cluster_scoped=True)
+    made["metadata"]["name"] = settings.namespace
+    made["metadata"]["labels"] |= {
+        f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")
+    }
+    return made
+
+
+def components(settings: Settings, pipeline: Pipeline = SFT) -> dict[str, Folder]:
+    """What may be added to the base: those that the settings ask for, and the network policies."""
+    found: dict[str, Folder] = {}
+    if settings.schedule:
+        found["schedule"] = {
+            "cron-workflow.yaml": [schedule.cron_workflow(settings, settings.schedule, pipeline)]
+        }
+    if settings.events:
+        found["events"] = {"events.yaml": events.objects(settings, settings.events, pipeline)}
+    found["network"] = {"network-policies.yaml": network.policies(settings, pipeline)}
+    return found
+
+
+OVERLAYS = {"schedule": "schedule", "events": "events", "hardened": "network"}
+"""Component by the overlay that adds it to the base."""
+
+
+def single_node(settings: Settings) -> Settings:
+    """The same for one node without a GPU: a laptop's cluster, or a first look."""
+    small = {"gpu": 0, "cpu": "1", "memory": "4Gi"}
+    return settings.model_copy(
+        update={
+            "launcher": "local",
+            "gpu": Gpu(tolerations=[], shared_memory="1Gi"),
+            "scratch": "5Gi",
+            "storage": settings.storage.model_copy(
+                update={"access_mode": "ReadWriteOnce", "size": "20Gi", "storage_class": ""}
+            ),
+            "parameters": settings.parameters
+            | {
+                f"{step}_{name}": value
+                for step in ("train", "evaluate")
+                for name, value in small.items()
+            },
+        }
+    )
+
+
+def refuse_impossible(settings: Settings) -> None:
+    """Raise UsageError for settings that fit together in no cluster."""
+    problems = []
+    alone = settings.storage.access_mode != "ReadWriteMany"
+    if settings.launcher == "trainjob":
+        if alone:
+            problems.append(
+                f"storage.access_mode {settings.storage.access_mode} serves one node, but launcher "
+                "trainjob trains in pods on others: take ReadWriteMany, or launcher local"
+            )
+        if not settings.namespace:
+            problems.append(
+                "launcher trainjob needs a namespace: the ClusterRoleBinding of the train step names it"
+            )
+    if settings.storage.per_run and not settings.storage.create:
+        problems.append(
+            "storage.per_run makes a claim for each run: storage.create cannot be false"
+        )
+    problems += [
+        f"parameters.{name}: set {own} itself, for the pods' shape follows it"
+        for name in settings.parameters
+        for own in SHAPING
+        if name.endswith(own)
+    ]
+    if problems:
+        raise UsageError("\n  ".join(problems))
+
+
+def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> Objects:
+    """The objects of an overlay; without one, of the base and all that the settings ask for.
+
+    Raises UsageError where there is no such overlay, or the settings leave nothing for it.
+    """
+    if overlay == "cluster":
+        folders = [cluster(settings, pipeline)]
+    elif overlay == "single-node":
+        folders = [base(single_node(settings), pipeline)]
+    else:
+        made = components(settings, pipeline)
+        wanted = [OVERLAYS[overlay]] if overlay in OVERLAYS else []
+        if overlay is None:
+            wanted = [name for name in ("schedule", "events") if name in made]
+        elif not wanted and overlay != "base":
+            known = ", ".join(["base", "cluster", *OVERLAYS, "single-node"])
+            raise UsageError(f"--overlay: {overlay!r} is none of {known}")
+        if missing := [name for name in wanted if name not in made]:
+            raise UsageError(f"--overlay {overlay}: the settings have no {missing[0]}")
+        folders = [base(settings, pipeline), *(made[name] for name in wanted)]
+    objects = [each for folder in folders for group in folder.values() for each in group]
+    lint.check(objects)
+    return objects
+
+
+def tree(settings: Settings, pipeline: Pipeline = SFT) -> dict[str, str]:
+    """The whole folder: text by path. Raises UsageError before anything is written."""
+    parts: dict[str, Folder] = {"base": base(settings, pipeline)}
+    if for_cluster := cluster(settings, pipeline):
+        parts["cluster"] = for_cluster
+    made = components(settings, pipeline)
+    parts |= {f"components/{name}": folder for name, folder in made.items()}
+    parts["overlays/single-node"] = base(single_node(settings), pipeline)
+    for folder in parts.values():
+        lint.check(each for objects in folder.values() for each in objects)
+    texts = {
+        f"{path}/{name}": HEADER + documents.to_yaml(objects)
+        for path, folder in parts.items()
+        for name, objects in folder.items()
+    }
+    for path, folder in parts.items():
+        texts[f"{path}/kustomization.yaml"] = _kustomization(
+            kind="Component" if path.startswith("components/") else "Kustomization",
+            resources=list(folder),
+        )
+    for overlay, component in OVERLAYS.items():
+        if component in made:
+            texts[f"overlays/{overlay}/kustomization.yaml"] = _kustomization(
+                resources=["../../base"], components=[f"../../components/{component}"]
+            )
+    return texts
+
+
+def write(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write the folder; files of an earlier rendering that are no longer in it are removed."""
+    for path in folder.rglob("*.yaml"):
+        if str(path.relative_to(folder)) not in texts and path.read_text().startswith(HEADER):
+            path.unlink()
+    for name, text in texts.items():
+        files.write(folder / name, text)
+
+
+def _kustomization(
+    *,
+    resources: Iterable[str],
+    components: Iterable[str] = (),
+    kind: str = "Kustomization",
+) -> str:
+    version = "v1alpha1" if kind == "Component" else "v1beta1"
+    content = {
+        "apiVersion": f"kustomize.config.k8s.io/{version}",
+        "kind": kind,
+        "resources": list(resources),
+        "components": list(components) or None,
+    }
+    return HEADER + documents.to_yaml([content])

@@ -1,0 +1,56 @@
+"""What a run's pods may talk to: nothing, but for what each step needs."""
+
+from typing import Any
+
+from workflows.argo import SUMMARY
+from workflows.objects import kubernetes_object, labels
+from workflows.pipeline import SFT, Pipeline
+from workflows.settings import Settings
+
+_API = "networking.k8s.io/v1"
+_API_SERVER = (443, 6443)  # the executor of every pod reports to it
+
+
+def policies(settings: Settings, pipeline: Pipeline = SFT) -> list[dict[str, Any]]:
+    """A default of no traffic at all, then one policy a step."""
+    closed = kubernetes_object(
+        "NetworkPolicy",
+        "sft-default-deny",
+        settings,
+        version=_API,
+        spec={"podSelector": _pods(settings), "policyTypes": ["Ingress", "Egress"]},
+    )
+    opened = [step.name for step in pipeline.steps] + [SUMMARY]
+    return [closed, *(_opened(name, settings) for name in opened)]
+
+
+def _opened(component: str, settings: Settings) -> dict[str, Any]:
+    ports = sorted({*_API_SERVER, *settings.network.ports.get(component, [])})
+    # Some network plug-ins do not count pods of the cluster among an ipBlock's addresses.
+    to = [{"ipBlock": {"cidr": cidr}} for cidr in settings.network.allow_cidrs]
+    return kubernetes_object(
+        "NetworkPolicy",
+        f"sft-{component}",
+        settings,
+        version=_API,
+        spec={
+            "podSelector": _pods(settings, component),
+            "policyTypes": ["Egress"],
+            "egress": [
+                {"ports": [{"port": 53, "protocol": name} for name in ("UDP", "TCP")]},
+                {
+                    "to": [*to, {"namespaceSelector": {}}],
+                    "ports": [{"port": port, "protocol": "TCP"} for port in ports],
+                },
+            ],
+        },
+    )
+
+
+def _pods(settings: Settings, component: str = "") -> dict[str, Any]:
+    """Pods of runs, which Argo marks; those of Argo Events, with the same label of ours, are not meant."""
+    named = {"app.kubernetes.io/component": component} if component else {}
+    return {
+        "matchLabels": {**labels(settings), **named},
+        "matchExpressions": [{"key": "workflows.argoproj.io/workflow", "operator": "Exists"}],
+    }

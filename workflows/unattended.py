@@ -1,0 +1,43 @@
+"""Runs that no one is there to watch: what the schedule and the events have in common."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from workflows import values
+from workflows.pipeline import Pipeline
+from workflows.settings import Settings
+
+
+def workflow_spec(
+    settings: Settings,
+    pipeline: Pipeline,
+    own: Mapping[str, Any],
+    where: str,
+    filled: Collection[str] = (),
+) -> dict[str, Any]:
+    """The spec of a Workflow made from the template, with `own` parameters over the team's.
+
+    `filled` are workflow names of parameters that each run brings; they come last, with an empty value.
+    Raises UsageError where the parameters are wrong, where a required one would be missing, or where
+    the second run would fail because of the first.
+    """
+    texts = values.texts(pipeline, own, where)
+    assigned, _ = values.assign(pipeline, settings.parameters, own)
+    for parameter in pipeline.parameters():
+        if parameter.name in filled:
+            assigned[parameter.step.name].setdefault(parameter.field_name, "/filled/by/the/event")
+    models, problems = values.build(pipeline, assigned, [step.name for step in pipeline.steps])
+    problems += pipeline.refusals(models, repeated=True)
+    values.refuse([f"{where}: {problem}" for problem in problems])
+    return {
+        "workflowTemplateRef": {
+            "name": settings.named(pipeline.name),
+            "clusterScope": True if settings.scope == "cluster" else None,
+        },
+        "arguments": {
+            "parameters": [
+                {"name": name, "value": text} for name, text in texts.items() if name not in filled
+            ]
+            + [{"name": name, "value": ""} for name in filled]
+        },
+    }
