@@ -68,6 +68,7 @@ def run(
 
         end_with_parent(int(parent))
     _quiet_libraries()
+    _share_cores()
     arguments = sys.argv[1:] if argv is None else argv
     logs.set_up(params.step, "INFO")
     debug = "--verbosity=DEBUG" in arguments or "DEBUG" in arguments
@@ -215,3 +216,12 @@ def _quiet_libraries() -> None:
         "TQDM_DISABLE": "1",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def _share_cores() -> None:
+    """Threads of a computation wait for one another asleep, not spinning.
+
+    On cores that other work shares, a spinning thread keeps the one that it waits for from running:
+    training of small models is ten times slower then, by measurement. OpenMP reads it as torch loads.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
