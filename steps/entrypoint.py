@@ -191,9 +191,8 @@ def _hide_secrets(params: StepParams) -> None:
             logs.hide(value.get_secret_value().strip())
         elif isinstance(value, str):
             for uri, _ in addresses.split(value):
-                if logs.public_uri(uri) != uri:
-                    logs.hide(uri.partition("?")[2])
-                    logs.hide(uri.partition("://")[2].partition("@")[0] if "@" in uri else "")
+                for text in logs.uri_secrets(uri) if "://" in uri else ():
+                    logs.hide(text)
 
 
 def _fail(error: object, code: int, debug: bool) -> NoReturn:
