@@ -37,6 +37,8 @@ def public_uri(uri: str) -> str:
 
 def uri_secrets(uri: str) -> list[str]:
     """What `public_uri` leaves out of one address."""
+    if "://" not in uri:
+        return []
     try:
         user, query = _credentials(urlsplit(uri))
     except ValueError:

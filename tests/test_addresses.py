@@ -42,7 +42,13 @@ def test_several_addresses_may_have_weights(text: str, found: list[tuple[str, st
 
 @pytest.mark.parametrize(
     "uri",
-    ["hf://name@main", "hf://name@v1?", "oci://image@sha256:00", "s3://b/part-?.jsonl", "pvc://c/?"],
+    [
+        "hf://name@main",
+        "hf://name@v1?",
+        "oci://image@sha256:00",
+        "s3://b/part-?.jsonl",
+        "pvc://c/?",
+    ],
 )
 def test_a_revision_or_a_wildcard_is_no_secret(uri: str) -> None:
     assert logs.public_uri(uri) == uri
