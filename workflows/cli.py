@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StepError as error:
         print(f"sft: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:
         known = volume_error(error)
         if known is None:
@@ -65,20 +67,24 @@ def _run(argv: Sequence[str]) -> int:
     # Only now, so that --help is instant.
     from steps.report.summary import summary
     from steps.workspace import Workspace
+    from workflows import values
     from workflows.console import Console
     from workflows.local import StepFailedError, run
+    from workflows.pipeline import SFT
 
     workspace = _workspace(own)
-    from_file = _from_file(own.get("params"))
-    # Flags come last: of one parameter under two names the last one counts.
-    parameters = {name: from_file[name] for name in from_file if name not in given} | given
+    parameters, wrong = values.by_name(SFT, given)
+    if "params" in own:
+        kept, wrong_in_file = values.by_name(SFT, values.from_file(Path(own["params"])))
+        wrong += [f"--params {own['params']}: {problem}" for problem in wrong_in_file]
+        parameters = kept | parameters
     with Console() as console:
         console.note(f"the run is {workspace}")
         try:
             records = run(
                 parameters,
                 workspace,
-                problems=problems,
+                problems=[*problems, *wrong],
                 start=own.get("from"),
                 cache=Path(own["cache"]) if "cache" in own else None,
                 claims=Path(own.get("claims", "/claims")),
@@ -88,11 +94,14 @@ def _run(argv: Sequence[str]) -> int:
             )
         except StepFailedError as error:
             console.error(str(error))
-            if Workspace(workspace).log(error.step).exists():
+            if console.has_started:
                 console.note(f"to go on: sft run --resume {_quoted(workspace)}")
             return error.exit_code
         except (KeyboardInterrupt, Terminated) as stop:
-            console.note(f"stopped; to go on: sft run --resume {_quoted(workspace)}")
+            if console.has_started:
+                console.note(f"stopped; to go on: sft run --resume {_quoted(workspace)}")
+            else:
+                console.note("stopped; nothing was started")
             return getattr(stop, "exit_code", 130)
         if "check" in own:
             console.note("all checks passed; nothing was started")
@@ -162,29 +171,15 @@ def _workspace(own: dict[str, Any]) -> Path:
         both = [name for name in ("run_name", "runs") if name in own]
         if both:
             raise UsageError("--resume names the run's folder; leave --run-name and --runs out")
-        if not folder.is_dir():
-            raise UsageError(f"--resume: {folder} is not there")
+        if not (folder / "params.yaml").is_file():
+            raise UsageError(
+                f"--resume: {folder} is not the folder of a run: it has no params.yaml"
+            )
         return folder
     name = own.get("run_name") or time.strftime("%Y%m%d-%H%M%S")
     if "/" in name or name in (".", ".."):
         raise UsageError(f"--run-name: {name!r} is not the name of a folder")
     return Path(own.get("runs", "runs")) / name
-
-
-def _from_file(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--params: {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--params: {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"--params: {path}: not a mapping of names to values")
-    return {str(name): value for name, value in found.items()}
 
 
 def _quoted(path: Path) -> str:
