@@ -1,6 +1,7 @@
 """The `sft` command."""
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -18,11 +19,20 @@ Supervised fine-tuning of a language model: data set, training, evaluation, regi
 
 commands:
   run      run the pipeline on this machine; `sft run --help` lists all parameters
+  submit   start a run on Argo Workflows, with the same parameters
+  list     the runs on Argo Workflows
+  watch    follow a run on Argo Workflows to its end
+  stop     stop a run on Argo Workflows
+  retry    do again what failed of a run on Argo Workflows
 
 options:
   -h, --help     show this help message and exit
   --version      show the version and exit
 """
+
+
+_COMMANDS = ("submit", "list", "watch", "stop", "retry")
+"""Those that have a module of their own, imported when called."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,9 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sft-pipeline {steps.__version__}")  # noqa: T201
         return 0
     try:
-        if command != "run":
+        if command == "run":
+            return _run(words[1:])
+        if command not in _COMMANDS:
             raise UsageError(f"{command!r} is not a command; see sft --help")
-        return _run(words[1:])
+        module = importlib.import_module(f"workflows.commands.{command}")
+        code: int = module.main(words[1:])
+        return code
     except StepError as error:
         print(f"sft: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
@@ -59,12 +73,13 @@ def _run(argv: Sequence[str]) -> int:
 
     # Only now, so that --help is instant.
     from steps.workspace import Workspace
+    from workflows import parameter_flags
     from workflows.console import Console
     from workflows.local import StepFailedError, run
     from workflows.summary import summary
 
     workspace = _workspace(own)
-    from_file = _from_file(own.get("params"))
+    from_file = parameter_flags.from_file(own.get("params"))
     # Flags come last: of one parameter under two names the last one counts.
     parameters = {name: from_file[name] for name in from_file if name not in given} | given
     with Console() as console:
@@ -110,16 +125,14 @@ _OWN = {
 
 def _parser() -> argparse.ArgumentParser:
     from steps import flags
-    from steps.params import is_secret
-    from workflows import values
+    from workflows import parameter_flags
     from workflows.pipeline import SFT
 
     parser = flags.Parser(
         prog="sft run",
         usage="sft run --data-uri URI [--model MODEL] [options]",
         description="Run the pipeline on this machine, in a folder of its own.",
-        epilog="A parameter of the form --<step>-<field> has the short form --<field> where no "
-        "other step has it.",
+        epilog=parameter_flags.EPILOG,
     )
     own = parser.add_argument_group("the run")
     for name, text in _OWN.items():
@@ -130,23 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="Only check: parameters, credentials, sources, models, registry. Writes nothing.",
     )
-    shared = values.shared_secrets(SFT)
-    groups = {
-        step.name: parser.add_argument_group(step.name, step.params.__doc__) for step in SFT.steps
-    }
-    for names in values.names(SFT):
-        parameter = names.parameter
-        spellings = [names.short, names.long] if names.short else [names.long]
-        flags.add(
-            groups[parameter.step.name],
-            parameter.name,
-            parameter.field,
-            *(flags.flag(spelling) for spelling in spellings),
-        )
-    secret = parser.add_argument_group("secrets of several steps")
-    for field, parameters in shared.items():
-        assert is_secret(parameters[0].field)
-        flags.add(secret, field, parameters[0].field)
+    parameter_flags.add(parser, SFT)
     return parser
 
 
@@ -164,22 +161,6 @@ def _workspace(own: dict[str, Any]) -> Path:
     if "/" in name or name in (".", ".."):
         raise UsageError(f"--run-name: {name!r} is not the name of a folder")
     return Path(own.get("runs", "runs")) / name
-
-
-def _from_file(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--params: {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--params: {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"--params: {path}: not a mapping of names to values")
-    return {str(name): value for name, value in found.items()}
 
 
 def _quoted(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""The commands of `sft`, a module each with `main(argv)` that returns the exit code."""
