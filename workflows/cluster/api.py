@@ -59,10 +59,10 @@ class Cluster(Protocol):
     def runs(self, selector: str) -> list[Object]:
         """The workflows with these labels."""
 
-    def changes(self, workflow: Object) -> Iterator[Object]:
-        """The workflow after each change from here on, until the connection ends.
+    def changes(self, name: str) -> Iterator[Object]:
+        """The workflow as it is, then after each change, until the connection ends.
 
-        NotThereError when it is deleted, TransientError when the connection is lost.
+        NotThereError when it is not there or is deleted, TransientError when the connection is lost.
         """
 
     def stop(self, name: str, shutdown: Literal["Stop", "Terminate"]) -> None:

@@ -18,7 +18,7 @@ from workflows.cluster.api import Object, Template
 from workflows.cluster.errors import NotThereError, Request, refused
 
 _TIMEOUT = (10, 60)
-_WATCH_SILENCE = 300  # seconds without a change after which a new connection is opened
+_WATCH_SECONDS = 300  # the server ends a watch after so long, and a new one is opened
 _PAGE = 100
 _NO = ("false", "0", "no")
 
@@ -120,20 +120,20 @@ class ArgoServer:
             if not following:
                 return found
 
-    def changes(self, workflow: Object) -> Iterator[Object]:
-        """The workflow after each change from here on, until the connection ends."""
-        metadata = workflow["metadata"]
-        with self._asking("watch", "workflows", metadata["name"]):
+    def changes(self, name: str) -> Iterator[Object]:
+        """The workflow as it is, then after each change, until the connection ends."""
+        yield self.get(name)
+        with self._asking("watch", "workflows", name):
             # Hera would read the stream to its end before it gives anything of it.
             answer = self._session.get(
                 urljoin(self._url, f"api/v1/workflow-events/{self.namespace}"),
                 params={
-                    "listOptions.fieldSelector": f"metadata.name={metadata['name']}",
-                    "listOptions.resourceVersion": metadata["resourceVersion"],
+                    "listOptions.fieldSelector": f"metadata.name={name}",
+                    "listOptions.timeoutSeconds": str(_WATCH_SECONDS),
                 },
                 headers={"Authorization": self._service.token},
                 verify=self._service.verify_ssl,
-                timeout=(_TIMEOUT[0], _WATCH_SILENCE),
+                timeout=(_TIMEOUT[0], _WATCH_SECONDS + 30),
                 stream=True,
             )
             with answer:
@@ -144,7 +144,7 @@ class ArgoServer:
                     if "result" not in event:
                         continue
                     if event["result"]["type"] == "DELETED":
-                        raise NotThereError(f"{self._url}: {metadata['name']} was deleted")
+                        raise NotThereError(f"{self._url}: {name} was deleted")
                     yield event["result"]["object"]
 
     def stop(self, name: str, shutdown: Literal["Stop", "Terminate"]) -> None:

@@ -20,7 +20,7 @@ from steps.errors import (
     UsageError,
 )
 
-_LONGEST_TEXT = 2000  # a proxy's error page says no more in the rest
+_LONGEST_TEXT = 500  # a proxy's error page says no more in the rest
 
 
 class NotThereError(DataError):
@@ -45,8 +45,8 @@ class Request:
     name: str = ""
 
     def __str__(self) -> str:
-        """As a person would say it: `create workflows in namespace team-a`."""
-        which = f"{self.resource} {self.name}".rstrip()
+        """As a person would say it: `get workflows/one in namespace team-a`."""
+        which = f"{self.resource}/{self.name}" if self.name else self.resource
         where = f" in namespace {self.namespace}" if self.namespace else ""
         return f"{self.verb} {which}{where}"
 
@@ -56,7 +56,7 @@ def refused(where: str, request: Request, status: int, words: str, login: str) -
 
     `login` is what to do where the server does not know who asks.
     """
-    words = words.strip()[:_LONGEST_TEXT]
+    words = " ".join(words.split())[:_LONGEST_TEXT]
     if status == 401:
         return CredentialsError(f"{where}: not logged in (401): {login}")
     if status == 403:

@@ -1,16 +1,16 @@
 """Following a run to its end, through whatever the network does meanwhile."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from steps.errors import DataError, TransientError
-from workflows.cluster.api import Cluster, Object
+from workflows.cluster.api import Cluster
 from workflows.cluster.errors import NotThereError
 from workflows.cluster.run import Run, StepState, read
 from workflows.console import Console
 from workflows.pipeline import Pipeline
 
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 _SHOWN_TENTHS = 10  # of a step's work, where a line is told and no bar moves
 
 
@@ -25,7 +25,7 @@ def follow(cluster: Cluster, name: str, pipeline: Pipeline, console: Console) ->
         while True:
             trouble = None
             try:
-                for change, workflow in enumerate(_states(cluster, name)):
+                for change, workflow in enumerate(cluster.changes(name)):
                     if change:
                         wait = _FIRST_WAIT
                     run = read(workflow, pipeline)
@@ -44,13 +44,6 @@ def follow(cluster: Cluster, name: str, pipeline: Pipeline, console: Console) ->
         ) from error
     finally:
         view.close()
-
-
-def _states(cluster: Cluster, name: str) -> Iterator[Object]:
-    """The workflow as it is, then after each change, until the connection ends."""
-    workflow = cluster.get(name)
-    yield workflow
-    yield from cluster.changes(workflow)
 
 
 class _View:
@@ -100,7 +93,7 @@ class _View:
     def connection(self, trouble: str | None) -> None:
         """Tell a lost connection once, until it is back."""
         if trouble and not self._trouble:
-            self._console.line("sft", "WARNING", f"{trouble}; the run goes on, trying again")
+            self._console.line("sft", "WARNING", f"connection lost, the run goes on: {trouble}")
         self._trouble = trouble or self._trouble
 
     def close(self) -> None:

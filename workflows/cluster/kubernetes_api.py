@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import urllib3
+import yaml
 from kubernetes import client, config, watch
 from kubernetes.config import incluster_config, kube_config
 
@@ -19,6 +20,7 @@ from workflows.cluster.errors import NotThereError, Request, not_installed, refu
 _TIMEOUT = (10, 60)
 _WATCH_SECONDS = 300  # the server ends a watch after so long, and a new one is opened
 _PAGE = 100
+_KUBECONFIG = "~/.kube/config"
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -43,7 +45,7 @@ class KubernetesApi:
         own_namespace = "default"
         try:
             if context or not _in_pod():
-                files = _kubeconfig.KubeConfigMerger(_kubeconfig.KUBE_CONFIG_DEFAULT_LOCATION)
+                files = _kubeconfig.KubeConfigMerger(os.environ.get("KUBECONFIG", _KUBECONFIG))
                 if files.config is None:
                     raise config.ConfigException("there is no kubeconfig")
                 loader = _kubeconfig.KubeConfigLoader(
@@ -58,7 +60,7 @@ class KubernetesApi:
                 with contextlib.suppress(OSError):
                     own_namespace = _OWN_NAMESPACE.read_text(encoding="utf-8").strip()
                 where = "this pod's cluster"
-        except (config.ConfigException, OSError) as error:
+        except (config.ConfigException, yaml.YAMLError, OSError) as error:
             raise ConfigError(
                 f"no way to a cluster: {error}: name a kubeconfig by KUBECONFIG and its --context, "
                 "or an Argo server by --server"
@@ -140,30 +142,29 @@ class KubernetesApi:
                 return found
             more = {"_continue": following}
 
-    def changes(self, workflow: Object) -> Iterator[Object]:
-        """The workflow after each change from here on, until the connection ends."""
-        metadata = workflow["metadata"]
-        request = self._request("watch", metadata["name"])
+    def changes(self, name: str) -> Iterator[Object]:
+        """The workflow as it is, then after each change, until the connection ends."""
+        yield self.get(name)
+        # Without a version to begin at: that of a workflow that has long not changed is forgotten.
         stream = _Watch().stream(
             self._api.list_namespaced_custom_object,
             *self._resource("workflows"),
-            field_selector=f"metadata.name={metadata['name']}",
-            resource_version=metadata["resourceVersion"],
+            field_selector=f"metadata.name={name}",
             timeout_seconds=_WATCH_SECONDS,
             _request_timeout=(_TIMEOUT[0], _WATCH_SECONDS + 30),
         )
         while True:
-            with self._errors(request):
+            with self._errors(self._request("watch", name)):
                 try:
                     event = next(stream, None)
                 except client.ApiException as error:
                     if error.status != 410:
                         raise
-                    return  # changes so old are forgotten; the caller looks anew
+                    return  # the server could not keep up; the caller looks anew
             if event is None:
                 return
             if event["type"] == "DELETED":
-                raise NotThereError(f"{self._where}: {metadata['name']} was deleted")
+                raise NotThereError(f"{self._where}: {name} was deleted")
             yield self._object(event["object"])
 
     def stop(self, name: str, shutdown: Literal["Stop", "Terminate"]) -> None:
@@ -211,11 +212,6 @@ class KubernetesApi:
             yield
         except client.ApiException as error:
             raise self._refused(request, error) from error
-        except urllib3.exceptions.SSLError as error:
-            raise ConfigError(
-                f"{self._where}: the server's certificate is not trusted: {error}; "
-                "check certificate-authority in the kubeconfig"
-            ) from error
         except urllib3.exceptions.HTTPError as error:
             raise TransientError(
                 f"{self._where}: does not answer: {error}; check the address and the network"
@@ -229,6 +225,11 @@ class KubernetesApi:
             is_status = isinstance(answer, dict) and answer.get("kind") == "Status"
             words = str(answer.get("message", text)) if is_status else text
         status = int(error.status or 0)
+        if not status:  # the client's way to tell a failure of TLS
+            return ConfigError(
+                f"{self._where}: the server's certificate is not trusted: {words}; "
+                "check certificate-authority in the kubeconfig"
+            )
         if status == 404 and not is_status:
             return not_installed(self._where)
         return refused(
@@ -238,5 +239,5 @@ class KubernetesApi:
 
 def _in_pod() -> bool:
     """Whether only the pod's service account can be meant."""
-    has_kubeconfig = "KUBECONFIG" in os.environ or (Path.home() / ".kube" / "config").exists()
+    has_kubeconfig = "KUBECONFIG" in os.environ or Path(_KUBECONFIG).expanduser().exists()
     return "KUBERNETES_SERVICE_HOST" in os.environ and not has_kubeconfig

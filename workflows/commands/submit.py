@@ -69,9 +69,9 @@ def _submit(submission: Submission, own: dict[str, Any], console: Console) -> in
     except ExistsError as error:
         name = submission.run_name
         raise DataError(
-            f"{error}: choose another --run-name; or go on with that run: sft retry {name}; "
-            f"or delete it (argo delete {name} -n {cluster.namespace}) and submit it again under "
-            "this name: what is done in its folder is not done again"
+            f"{error}: choose another --run-name; or go on with that run, where it failed "
+            f"(argo retry {name} -n {cluster.namespace}); or delete it (argo delete {name} "
+            f"-n {cluster.namespace}) and submit it again: what its folder has is not done again"
         ) from error
     name = created["metadata"]["name"]
     if "output" in own:
