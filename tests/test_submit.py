@@ -383,7 +383,35 @@ def test_an_argo_server_takes_the_same_run(here: Cluster) -> None:
     assert gone.returncode == 75, gone.stderr
 
 
+def test_the_address_of_an_argo_server_may_be_a_flag_and_netrc_does_not_count(
+    here: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b")
+    with argo_server(here) as (server, _):
+        url = f"http://{server.address}"
+        way = ("--server", url, "-n", "team")
+        done = here.sft("submit", *DATA, "--run-name", "one", *way, ARGO_TOKEN=TOKEN)
+        assert done.returncode == 0, done.stderr
+        assert f"sft watch one -n team --server {url}" in done.stderr
+        both = here.sft("list", *way, "--context", "here")
+        assert both.returncode == 64
+        named = here.sft("list", "--context", "here", ARGO_SERVER="127.0.0.1:9")
+        assert named.returncode == 0, named.stderr
+
+
+def test_a_certificate_of_an_argo_server_is_checked_unless_told_otherwise(tmp_path: Path) -> None:
+    with cluster(tmp_path, tls=self_signed(tmp_path)[0]) as here:
+        way = {"ARGO_SERVER": here.api.url.removeprefix("https://"), "ARGO_NAMESPACE": "team"}
+        done = here.sft("list", **way)
+        assert done.returncode == 78
+        assert "the server's certificate is not trusted" in done.stderr
+        # It is no Argo server, and says so; but it has been talked to.
+        unchecked = here.sft("list", **way, ARGO_INSECURE_SKIP_VERIFY="true")
+        assert "certificate" not in unchecked.stderr
+        assert here.api.asked("GET", "/api/v1/workflows/team") == 1
+
+
 def test_what_is_no_argo_server_is_told(here: Cluster) -> None:
     done = here.sft("list", "--server", here.api.url, "-n", "team", ARGO_TOKEN=TOKEN)
-    assert done.returncode in (65, 78)
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 78
+    assert "is not an Argo server" in done.stderr

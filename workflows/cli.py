@@ -12,27 +12,27 @@ from typing import Any
 import steps
 from steps.errors import StepError, Terminated, UsageError, volume_error
 
-_HELP = """\
+_COMMANDS = {
+    "run": "run the pipeline on this machine; `sft run --help` lists all parameters",
+    "submit": "start a run on Argo Workflows, with the same parameters",
+    "list": "the runs on Argo Workflows",
+    "watch": "follow a run on Argo Workflows to its end",
+    "stop": "stop a run on Argo Workflows",
+    "retry": "do again what failed of a run on Argo Workflows",
+}
+"""A line each; all but `run` are modules of workflows/commands/, imported when called."""
+
+_HELP = f"""\
 usage: sft <command> [options]
 
 Supervised fine-tuning of a language model: data set, training, evaluation, registration.
 
 commands:
-  run      run the pipeline on this machine; `sft run --help` lists all parameters
-  submit   start a run on Argo Workflows, with the same parameters
-  list     the runs on Argo Workflows
-  watch    follow a run on Argo Workflows to its end
-  stop     stop a run on Argo Workflows
-  retry    do again what failed of a run on Argo Workflows
-
+{"".join(f"  {name:8} {line}{chr(10)}" for name, line in _COMMANDS.items())}
 options:
   -h, --help     show this help message and exit
   --version      show the version and exit
 """
-
-
-_COMMANDS = ("submit", "list", "watch", "stop", "retry")
-"""Those that have a module of their own, imported when called."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StepError as error:
         print(f"sft: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except KeyboardInterrupt:
+        print("sft: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
     except OSError as error:
         known = volume_error(error)
         if known is None:

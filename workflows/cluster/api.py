@@ -43,6 +43,8 @@ class Cluster(Protocol):
     """Runs in one namespace; every failure is a StepError that says what to do."""
 
     namespace: str
+    flags: str
+    """What leads another command here: `-n team-a --context prod`."""
 
     def template(self, template: Template) -> Object:
         """The template as it is there (NotThereError, ForbiddenError)."""

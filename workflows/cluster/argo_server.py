@@ -30,16 +30,21 @@ class _Session(requests.Session):
         super().__init__()
         self.where = where
         self.asked = Request("reach", "workflows")
+        # The token stands in a header already, which an entry in ~/.netrc would replace.
+        self.auth = lambda request: request
 
     def request(self, *args: Any, **options: Any) -> requests.Response:
         options.setdefault("timeout", _TIMEOUT)
         answer = super().request(*args, **options)
         if not answer.ok:
+            words = _words(answer)
+            if words is None and answer.status_code == 404:
+                raise ConfigError(f"{self.where}: is not an Argo server: check the address")
             raise refused(
                 self.where,
                 self.asked,
                 answer.status_code,
-                _words(answer),
+                words or answer.text or answer.reason,
                 "put a valid token into ARGO_TOKEN (argo auth token prints one)",
             )
         return answer
@@ -50,6 +55,7 @@ class ArgoServer:
 
     def __init__(self, url: str, token: str, namespace: str, *, verified: bool) -> None:
         self.namespace = namespace
+        self.flags = f"-n {namespace} --server {url}"
         self._url = url.rstrip("/") + "/"
         self._session = _Session(url)
         self._service = WorkflowsService(
@@ -191,10 +197,10 @@ def _plain(model: BaseModel) -> Object:
     return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _words(answer: requests.Response) -> str:
-    """What the server says; a proxy's page as it is."""
+def _words(answer: requests.Response) -> str | None:
+    """What the server says; None where it says nothing as Argo's does."""
     with contextlib.suppress(ValueError):
         found = answer.json()
         if isinstance(found, dict) and "message" in found:
             return str(found["message"])
-    return answer.text or answer.reason
+    return None

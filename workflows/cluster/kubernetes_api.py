@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -33,8 +34,11 @@ _Watch: Any = watch.Watch
 class KubernetesApi:
     """Workflows of one namespace."""
 
-    def __init__(self, api: client.ApiClient, namespace: str, where: str) -> None:
+    def __init__(
+        self, api: client.ApiClient, namespace: str, *, where: str, context: str | None
+    ) -> None:
         self.namespace = namespace
+        self.flags = f"-n {namespace}" + (f" --context {shlex.quote(context)}" if context else "")
         self._api: Any = client.CustomObjectsApi(api)
         self._where = where
 
@@ -68,7 +72,12 @@ class KubernetesApi:
         settings.retries = False
         api = client.ApiClient(settings)
         api.user_agent = f"sft-pipeline/{steps.__version__}"
-        return cls(api, namespace or own_namespace, f"{where} ({settings.host})")
+        return cls(
+            api,
+            namespace or own_namespace,
+            where=f"{where} ({settings.host})",
+            context=context,
+        )
 
     def template(self, template: Template) -> Object:
         """The template as it is there."""

@@ -20,5 +20,5 @@ def main(argv: Sequence[str]) -> int:
     cluster = api.connect(given)
     cluster.retry(name)
     with Console() as console:
-        console.note(f"{name} goes on; to follow it: sft watch {name} -n {cluster.namespace}")
+        console.note(f"{name} goes on; to follow it: sft watch {name} {cluster.flags}")
     return 0

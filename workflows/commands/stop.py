@@ -35,5 +35,5 @@ def main(argv: Sequence[str]) -> int:
             console.note(f"{name} is over already: {run.phase}")
             return 0
         cluster.stop(name, "Terminate" if "terminate" in given else "Stop")
-        console.note(f"{name} stops; to see its end: sft watch {name} -n {cluster.namespace}")
+        console.note(f"{name} stops; to see its end: sft watch {name} {cluster.flags}")
     return 0

@@ -85,7 +85,7 @@ def _submit(submission: Submission, own: dict[str, Any], console: Console) -> in
     if "watch" in own:
         return to_the_end(cluster, name, console)
     console.note(
-        f"to follow it: sft watch {name} -n {cluster.namespace}, "
+        f"to follow it: sft watch {name} {cluster.flags}, "
         f"or argo watch {name} -n {cluster.namespace}"
     )
     return 0

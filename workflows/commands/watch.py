@@ -27,7 +27,7 @@ def to_the_end(cluster: api.Cluster, name: str, console: Console) -> int:
     """Follow the run, print what it hands out, and return its exit code."""
     from workflows.cluster.follow import follow
 
-    again = f"sft watch {name} -n {cluster.namespace}"
+    again = f"sft watch {name} {cluster.flags}"
     try:
         run = follow(cluster, name, SFT, console)
     except KeyboardInterrupt:
