@@ -300,6 +300,16 @@ def test_a_name_that_is_taken_is_told_with_the_ways_on(here: Cluster) -> None:
     assert "argo retry one -n team" in done.stderr
 
 
+def test_a_lost_answer_is_told_to_be_looked_after_and_the_run_is_not_sent_twice(
+    here: Cluster,
+) -> None:
+    here.api.fail("POST", "workflows", 0)
+    done = here.sft("submit", *DATA)
+    assert done.returncode == 75
+    assert "look at sft list -n team first" in done.stderr
+    assert here.api.asked("POST", "workflows") == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "code", "told"),
     [

@@ -71,7 +71,7 @@ def refused(where: str, request: Request, status: int, words: str, login: str) -
     if status in (400, 422):
         return UsageError(f"{where}: {words}")
     if status == 429 or status >= 500:
-        return TransientError(f"{where}: cannot {request} for now ({status}): {words}; try again")
+        return TransientError(f"{where}: cannot {request} for now ({status}): {words}")
     return ConfigError(f"{where}: cannot {request}: an unexpected answer ({status}): {words}")
 
 

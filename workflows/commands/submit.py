@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from steps import flags
-from steps.errors import ConfigError, DataError
+from steps.errors import ConfigError, DataError, TransientError
 from workflows import parameter_flags
 from workflows.cluster import api
 from workflows.cluster.errors import ExistsError, ForbiddenError, NotThereError
@@ -72,6 +72,11 @@ def _submit(submission: Submission, own: dict[str, Any], console: Console) -> in
             f"{error}: choose another --run-name; or go on with that run, where it failed "
             f"(argo retry {name} -n {cluster.namespace}); or delete it (argo delete {name} "
             f"-n {cluster.namespace}) and submit it again: what its folder has is not done again"
+        ) from error
+    except TransientError as error:
+        raise TransientError(
+            f"{error}; the answer may be lost and the run there all the same: "
+            f"look at sft list {cluster.flags} first"
         ) from error
     name = created["metadata"]["name"]
     if "output" in own:
