@@ -189,6 +189,16 @@ def test_one_step_alone_needs_only_its_own_parameters(here: Cluster) -> None:
     hold_against_schemas(workflow)
 
 
+def test_of_one_step_alone_no_other_parameter_is_missed(here: Cluster) -> None:
+    done = here.sft("submit", "--entrypoint", "evaluate", "--limit", "many")
+    assert done.returncode == 64
+    assert "--limit: " in done.stderr
+    assert "--data-uri" not in done.stderr
+    other = here.sft("submit", "--entrypoint", "training")
+    assert other.returncode == 64
+    assert "there is no 'training'; there are: pipeline, dataset, train" in other.stderr
+
+
 def test_a_launcher_that_the_pods_were_not_rendered_for_is_refused(here: Cluster) -> None:
     done = here.sft("submit", *DATA, "--launcher", "trainjob")
     assert done.returncode == 64

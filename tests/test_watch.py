@@ -187,18 +187,21 @@ def test_an_argo_server_is_followed_and_taken_up_again_too(here: Cluster) -> Non
         process = here.start("watch", "one", **way)
         watching(here)
         here.status(nodes=nodes(node("train", "Running")))
+        here.api.forget()
+        watching(here, 2)
         here.api.fail("GET", "/workflows/one", 503)
         here.api.cut()
-        watching(here, 2)
+        watching(here, 3)
         here.status(
             phase="Failed", nodes=nodes(node("train", "Failed", outputs={"exitCode": "78"}))
         )
         code, _, told = end(process)
         assert code == 78, told
         assert "train     Running" in told
+        assert told.count("connection lost") == 1
         here.workflow("two", phase="Running")
         process = here.start("watch", "two", **way)
-        watching(here, 3)
+        watching(here, 4)
         here.api.delete("workflows", "two", "team")
         code, _, told = end(process)
         assert code == 65, told

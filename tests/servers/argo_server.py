@@ -79,10 +79,16 @@ class ArgoServer:
             body = json.dumps(json.loads(body)["workflow"]).encode()
         answer = self.cluster.answer(method, f"{path}?{urlencode(query)}", authorization, body)
         if not isinstance(answer, dict):
-            return ({"result": event} for event in answer)
+            return map(_streamed, answer)
         # Go's empty list.
         return answer | {"items": None} if answer.get("items") == [] else answer
 
     def refuse(self, refusal: Refusal) -> str:
         """The body of a refusal, as gRPC's gateway words it."""
         return json.dumps({"code": GRPC.get(refusal.code, 2), "message": refusal.message})
+
+
+def _streamed(event: Object) -> Object:
+    if event["type"] == "ERROR":
+        return {"error": {"grpc_code": 8, "http_code": 429, "message": event["object"]["message"]}}
+    return {"result": event}

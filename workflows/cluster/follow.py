@@ -32,7 +32,6 @@ def follow(cluster: Cluster, name: str, pipeline: Pipeline, console: Console) ->
                     view.show(run)
                     if run.is_over:
                         return run
-                wait = _FIRST_WAIT
             except TransientError as error:
                 trouble = str(error)
             view.connection(trouble)
