@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,14 +157,16 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def argo_server(of: Cluster) -> Iterator[tuple[ArgoServer, dict[str, str]]]:
+def argo_server(
+    of: Cluster, tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[ArgoServer, dict[str, str]]]:
     """An Argo server for the cluster, and the variables that lead to it."""
-    with ArgoServer(of.api) as server:
+    with ArgoServer(of.api, tls) as server:
         yield (
             server,
             {
                 "ARGO_SERVER": server.address,
-                "ARGO_SECURE": "false",
+                "ARGO_SECURE": "true" if tls else "false",
                 "ARGO_TOKEN": f"Bearer {TOKEN}",
                 "ARGO_NAMESPACE": "team",
             },

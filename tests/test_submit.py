@@ -419,18 +419,6 @@ def test_the_address_of_an_argo_server_may_be_a_flag_and_netrc_does_not_count(
         assert named.returncode == 0, named.stderr
 
 
-def test_a_certificate_of_an_argo_server_is_checked_unless_told_otherwise(tmp_path: Path) -> None:
-    with cluster(tmp_path, tls=self_signed(tmp_path)[0]) as here:
-        way = {"ARGO_SERVER": here.api.url.removeprefix("https://"), "ARGO_NAMESPACE": "team"}
-        done = here.sft("list", **way)
-        assert done.returncode == 78
-        assert "the server's certificate is not trusted" in done.stderr
-        # It is no Argo server, and says so; but it has been talked to.
-        unchecked = here.sft("list", **way, ARGO_INSECURE_SKIP_VERIFY="true")
-        assert "certificate" not in unchecked.stderr
-        assert here.api.asked("GET", "/api/v1/workflows/team") == 1
-
-
 def test_what_is_no_argo_server_is_told(here: Cluster) -> None:
     done = here.sft("list", "--server", here.api.url, "-n", "team", ARGO_TOKEN=TOKEN)
     assert done.returncode == 78

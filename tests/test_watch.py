@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters import SFT, Cluster, argo_server, cluster, node, nodes, template
+from tests.servers.tls import self_signed
 
 
 @pytest.fixture
@@ -206,6 +207,27 @@ def test_an_argo_server_is_followed_and_taken_up_again_too(here: Cluster) -> Non
         code, _, told = end(process)
         assert code == 65, told
         assert "two was deleted" in told
+
+
+def test_a_certificate_of_an_argo_server_is_checked_unless_told_otherwise(
+    here: Cluster, tmp_path: Path
+) -> None:
+    here.workflow(phase="Running")
+    context, pem = self_signed(tmp_path)
+    (tmp_path / "ca.pem").write_text(pem)
+    with argo_server(here, context) as (_, way):
+        done = here.sft("watch", "one", **way)
+        assert done.returncode == 78
+        assert "the server's certificate is not trusted" in done.stderr
+        assert not here.api.asked("GET", "/workflows")
+        known = here.sft("list", **way, REQUESTS_CA_BUNDLE=str(tmp_path / "ca.pem"))
+        assert known.returncode == 0, known.stderr
+        process = here.start("watch", "one", **way, ARGO_INSECURE_SKIP_VERIFY="true")
+        watching(here)
+        here.status(phase="Succeeded")
+        code, _, told = end(process)
+        assert code == 0, told
+        assert "Warning" not in told
 
 
 @pytest.mark.parametrize("through", ["the Kubernetes API", "an Argo server"])

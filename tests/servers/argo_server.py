@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -29,10 +30,11 @@ class ArgoServer:
     """A server that passes its users' token on to Kubernetes; `retried` are the workflows reset."""
 
     cluster: KubernetesServer
+    tls: ssl.SSLContext | None = None
     retried: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self._http = Http(self)
+        self._http = Http(self, self.tls)
         return self
 
     def __exit__(
