@@ -59,6 +59,11 @@ class Console:
         if self._bars:
             self._bars.stop()
 
+    @property
+    def has_bars(self) -> bool:
+        """Whether progress is seen without a line for it."""
+        return self._bars is not None
+
     def note(self, text: str) -> None:
         """A line of the run itself."""
         self.line("sft", "INFO", text)

@@ -18,16 +18,26 @@ RESERVED = frozenset(
         "cache",
         "check",
         "claims",
+        "cluster_template",
+        "context",
+        "dry_run",
+        "entrypoint",
         "from",
         "help",
+        "label",
+        "namespace",
+        "output",
         "params",
         "resume",
         "run_name",
         "runs",
+        "server",
+        "template",
         "verbosity",
+        "watch",
     }
 )
-"""Names that belong to the command itself, so no parameter has them as its short name."""
+"""Names that belong to the commands themselves, so no parameter has them as its short name."""
 
 
 @dataclass(frozen=True)
