@@ -14,6 +14,7 @@ from typing import Any
 
 from steps import files
 from steps.errors import UsageError
+from steps.params import POD
 from workflows import access, documents, events, lint, network, schedule, storage
 from workflows.argo import CLAIM, SHAPING, SUMMARY, workflow_template
 from workflows.objects import kubernetes_object
@@ -77,9 +78,9 @@ OVERLAYS = {"schedule": "schedule", "events": "events", "hardened": "network"}
 """Component by the overlay that adds it to the base."""
 
 
-def single_node(settings: Settings) -> Settings:
+def single_node(settings: Settings, pipeline: Pipeline = SFT) -> Settings:
     """The same for one node without a GPU: a laptop's cluster, or a first look."""
-    small = {"gpu": 0, "cpu": "1", "memory": "4Gi"}
+    small = dict(zip(POD, (0, "1", "4Gi"), strict=True))
     return settings.model_copy(
         update={
             "scope": "namespace",
@@ -91,9 +92,9 @@ def single_node(settings: Settings) -> Settings:
             ),
             "parameters": settings.parameters
             | {
-                f"{step}_{name}": value
-                for step in ("train", "evaluate")
-                for name, value in small.items()
+                parameter.name: small[parameter.field_name]
+                for parameter in pipeline.parameters()
+                if parameter.field_name in small
             },
         }
     )
@@ -167,7 +168,7 @@ def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> O
     if overlay == "cluster":
         folders = [cluster(settings, pipeline)]
     elif overlay == "single-node":
-        folders = [base(single_node(settings), pipeline)]
+        folders = [base(single_node(settings, pipeline), pipeline)]
     else:
         made = components(settings, pipeline)
         wanted = [OVERLAYS[overlay]] if overlay in OVERLAYS else []
@@ -192,7 +193,7 @@ def tree(settings: Settings, pipeline: Pipeline = SFT) -> dict[str, str]:
         parts["cluster"] = for_cluster
     made = components(settings, pipeline)
     parts |= {f"components/{name}": folder for name, folder in made.items()}
-    parts["overlays/single-node"] = base(single_node(settings), pipeline)
+    parts["overlays/single-node"] = base(single_node(settings, pipeline), pipeline)
     for folder in parts.values():
         lint.check(each for objects in folder.values() for each in objects)
     texts = {

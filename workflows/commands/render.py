@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         texts = manifests.tree(settings)
         try:
             manifests.write(out, texts)
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        except (PermissionError, NotADirectoryError, FileNotFoundError, FileExistsError) as error:
             raise UsageError(f"--out: {error.filename}: {error.strerror}") from error
         print(f"sft: {out} is written; kubectl apply --server-side -k {out}/base", file=sys.stderr)  # noqa: T201
         return 0
