@@ -615,6 +615,9 @@ def test_metrics_tell_duration_outcome_and_held_out_loss() -> None:
     }
     loss = measured["sft_evaluate_heldout_loss"]
     assert loss["gauge"]["value"] == "{{outputs.parameters.heldout-loss}}"
+    assert [each["key"] for each in loss["labels"]] == ["namespace", "pipeline"]
+    (of_team, *_) = template("namespace and prefix")["spec"]["metrics"]["prometheus"]
+    assert {"key": "pipeline", "value": "dev-sft-pipeline"} in of_team["labels"]
     assert loss["when"] == "'{{outputs.parameters.heldout-loss}}' != ''"
 
 

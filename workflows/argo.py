@@ -69,7 +69,7 @@ def workflow_template(
     kind = ClusterWorkflowTemplate if settings.scope == "cluster" else WorkflowTemplate
     templates: list[Any] = [
         *([claim(settings)] if settings.storage.per_run else []),
-        *(container(step, settings) for step in pipeline.steps),
+        *(container(step, pipeline, settings) for step in pipeline.steps),
         summary(pipeline, settings),
     ]
     with kind(
@@ -97,7 +97,7 @@ def workflow_template(
             annotations=_described(pipeline.title.format_map(_Tags()), pipeline.description),
         ),
         synchronization=_lock(settings),
-        metrics=run_metrics(pipeline),
+        metrics=run_metrics(pipeline, settings),
         pod_gc=m.PodGC(
             strategy=settings.cleanup.pods, delete_delay_duration=settings.cleanup.pods_after
         ),
@@ -127,7 +127,7 @@ def picture(pipeline: Pipeline, settings: Settings) -> DAG:
     return boxes
 
 
-def container(step: Step, settings: Settings) -> Container:
+def container(step: Step, pipeline: Pipeline, settings: Settings) -> Container:
     """A step: its command, with every parameter as an argument and every secret as an optional key."""
     deadline = settings.deadlines.get(step.name)
     return Container(
@@ -161,7 +161,7 @@ def container(step: Step, settings: Settings) -> Container:
         service_account_name=access.account(step, settings),
         retry_strategy=retry(settings),
         active_deadline_seconds=str(seconds(deadline)) if deadline else None,
-        metrics=step_metrics(step),
+        metrics=step_metrics(step, pipeline, settings),
         # A failed step's last lines are its message in the UI and in `argo get`.
         termination_message_policy="FallbackToLogsOnError",
     )
@@ -405,12 +405,9 @@ def retry(settings: Settings) -> RetryStrategy:
     )
 
 
-def run_metrics(pipeline: Pipeline) -> list[Gauge | Counter]:
+def run_metrics(pipeline: Pipeline, settings: Settings) -> list[Gauge | Counter]:
     """How long runs take and how they end, on the controller's /metrics."""
-    told = [
-        Label(key="pipeline", value=pipeline.name),
-        Label(key="status", value="{{workflow.status}}"),
-    ]
+    told = [*_told(pipeline, settings), Label(key="status", value="{{workflow.status}}")]
     prefix = pipeline.name.replace("-", "_")
     return [
         Counter(
@@ -426,17 +423,26 @@ def run_metrics(pipeline: Pipeline) -> list[Gauge | Counter]:
     ]
 
 
-def step_metrics(step: Step) -> list[Gauge]:
+def step_metrics(step: Step, pipeline: Pipeline, settings: Settings) -> list[Gauge]:
     """The step's results that are numbers."""
     return [
         Gauge(
             name=f"sft_{step.name}_{name.replace('-', '_')}",
             help=f"{name} of the last {step.name} step.",
+            labels=_told(pipeline, settings),
             when=f"'{{{{outputs.parameters.{name}}}}}' != ''",
             value=f"{{{{outputs.parameters.{name}}}}}",
             realtime=False,
         )
         for name in step.measured
+    ]
+
+
+def _told(pipeline: Pipeline, settings: Settings) -> list[Label]:
+    # One controller serves many teams, and a gauge with the same labels would be overwritten.
+    return [
+        Label(key="namespace", value="{{workflow.namespace}}"),
+        Label(key="pipeline", value=settings.named(pipeline.name)),
     ]
 
 
