@@ -1,11 +1,14 @@
 """The workflow parameters: their names are a contract with those who migrate."""
 
 import re
+from pathlib import Path
+
+import pytest
 
 from steps.flags import shown_default
 from steps.params import type_name
 from workflows import SFT
-from workflows.readme import README, renewed
+from workflows.readme import DOCUMENTS, README, renewed
 
 # Name, type and default, in the order in which every engine lists them.
 CONTRACT = """
@@ -93,6 +96,8 @@ def test_the_readme_shows_the_same_table() -> None:
     assert shown == ROWS
 
 
-def test_the_readme_is_up_to_date() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert text == renewed(text), "run `make format` to renew the README's tables"
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_tables_of_the_documents_are_up_to_date(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert "<!-- " in text
+    assert text == renewed(text), f"run `make format` to renew the tables of {document.name}"

@@ -12,7 +12,6 @@ from hera.workflows import (
     DAG,
     Artifact,
     ClusterWorkflowTemplate,
-    ConfigMapVolume,
     Container,
     Counter,
     EmptyDirVolume,
@@ -48,10 +47,11 @@ PIPELINE, SUMMARY, CLAIM = "pipeline", "summary", "claim"
 """Templates that are no step: the DAG, the exit handler, and what makes the claim of a run."""
 
 # 75 is the steps' own word for "try again"; -1, 137 and 143 are pods that were lost, evicted or
-# killed. What ran out of memory or past its deadline would do so again.
+# killed. What ran out of memory or past its deadline would do so again, and so would a pod that
+# Kubernetes refuses to make (a memory of `lots`), which has no exit code either.
 RETRY_WHEN = (
-    "asInt(lastRetry.exitCode) == 75 || (asInt(lastRetry.exitCode) in [-1, 137, 143] "
-    "&& not (lastRetry.message matches '(?i)OOMKilled|deadline'))"
+    "asInt(lastRetry.exitCode) == 75 || (asInt(lastRetry.exitCode) in [-1, 137, 143] && not "
+    "(lastRetry.message matches '(?i)OOMKilled|deadline|quantities must match|is invalid|PodSecurity'))"
 )
 
 SHAPING = ("launcher", "cluster_auth")
@@ -69,7 +69,7 @@ def workflow_template(
     kind = ClusterWorkflowTemplate if settings.scope == "cluster" else WorkflowTemplate
     templates: list[Any] = [
         *([claim(settings)] if settings.storage.per_run else []),
-        *(container(step, settings) for step in pipeline.steps),
+        *(container(step, pipeline, settings) for step in pipeline.steps),
         summary(pipeline, settings),
     ]
     with kind(
@@ -97,7 +97,7 @@ def workflow_template(
             annotations=_described(pipeline.title.format_map(_Tags()), pipeline.description),
         ),
         synchronization=_lock(settings),
-        metrics=run_metrics(pipeline),
+        metrics=run_metrics(pipeline, settings),
         pod_gc=m.PodGC(
             strategy=settings.cleanup.pods, delete_delay_duration=settings.cleanup.pods_after
         ),
@@ -127,7 +127,7 @@ def picture(pipeline: Pipeline, settings: Settings) -> DAG:
     return boxes
 
 
-def container(step: Step, settings: Settings) -> Container:
+def container(step: Step, pipeline: Pipeline, settings: Settings) -> Container:
     """A step: its command, with every parameter as an argument and every secret as an optional key."""
     deadline = settings.deadlines.get(step.name)
     return Container(
@@ -150,7 +150,10 @@ def container(step: Step, settings: Settings) -> Container:
         if own_resources(step, settings)
         else Resources(cpu_request=step.cpu, memory_request=step.memory, memory_limit=step.memory),
         pod_spec_patch=to_yaml([pod_patch(step, settings)]),
-        node_selector=settings.gpu.node_selector or None if own_resources(step, settings) else None,
+        # A template's own selector stands in place of the workflow's.
+        node_selector=settings.node_selector | settings.gpu.node_selector or None
+        if own_resources(step, settings)
+        else None,
         tolerations=_tolerations([*settings.tolerations, *settings.gpu.tolerations])
         if own_resources(step, settings)
         else None,
@@ -158,7 +161,7 @@ def container(step: Step, settings: Settings) -> Container:
         service_account_name=access.account(step, settings),
         retry_strategy=retry(settings),
         active_deadline_seconds=str(seconds(deadline)) if deadline else None,
-        metrics=step_metrics(step),
+        metrics=step_metrics(step, pipeline, settings),
         # A failed step's last lines are its message in the UI and in `argo get`.
         termination_message_policy="FallbackToLogsOnError",
     )
@@ -192,6 +195,7 @@ def claim(settings: Settings) -> Resource:
     """Makes the claim of the run. It has no owner, so it outlives the workflow with the model in it."""
     return Resource(
         name=CLAIM,
+        labels={"app.kubernetes.io/component": CLAIM},
         action="apply",
         manifest=to_yaml([storage.claim_of_run(settings, "{{workflow.name}}")]),
         set_owner_reference=False,
@@ -323,13 +327,14 @@ def volumes(settings: Settings) -> list[Any]:
         _empty("no-token", "1Mi"),
         _empty("shm", settings.gpu.shared_memory, medium="Memory"),
         *(
-            ExistingVolume(name=f"claim-{name}", claim_name=name, read_only=True)
-            for name in settings.claims
+            ExistingVolume(name=f"claim-{number}", claim_name=name, read_only=True)
+            for number, name in enumerate(settings.claims)
         ),
     ]
     if settings.ca_bundle:
         item = m.KeyToPath(key=settings.ca_bundle.key, path="ca.crt")
-        found.append(ConfigMapVolume(name=settings.ca_bundle.config_map, items=[item]))
+        bundle = m.ConfigMapVolumeSource(name=settings.ca_bundle.config_map, items=[item])
+        found.append(m.Volume(name="ca", config_map=bundle))
     return found
 
 
@@ -346,14 +351,12 @@ def mounts(step: Step, settings: Settings) -> list[m.VolumeMount]:
         places["shm"] = "/dev/shm"  # noqa: S108
     found = _mounts(places)
     found += [
-        m.VolumeMount(name=f"claim-{name}", mount_path=f"{CLAIMS}/{name}", read_only=True)
-        for name in settings.claims
+        m.VolumeMount(name=f"claim-{number}", mount_path=f"{CLAIMS}/{name}", read_only=True)
+        for number, name in enumerate(settings.claims)
     ]
     if settings.ca_bundle:
         folder = _CA_FILE.rpartition("/")[0]
-        found.append(
-            m.VolumeMount(name=settings.ca_bundle.config_map, mount_path=folder, read_only=True)
-        )
+        found.append(m.VolumeMount(name="ca", mount_path=folder, read_only=True))
     return found
 
 
@@ -402,12 +405,9 @@ def retry(settings: Settings) -> RetryStrategy:
     )
 
 
-def run_metrics(pipeline: Pipeline) -> list[Gauge | Counter]:
+def run_metrics(pipeline: Pipeline, settings: Settings) -> list[Gauge | Counter]:
     """How long runs take and how they end, on the controller's /metrics."""
-    told = [
-        Label(key="pipeline", value=pipeline.name),
-        Label(key="status", value="{{workflow.status}}"),
-    ]
+    told = [*_told(pipeline, settings), Label(key="status", value="{{workflow.status}}")]
     prefix = pipeline.name.replace("-", "_")
     return [
         Counter(
@@ -423,17 +423,26 @@ def run_metrics(pipeline: Pipeline) -> list[Gauge | Counter]:
     ]
 
 
-def step_metrics(step: Step) -> list[Gauge]:
+def step_metrics(step: Step, pipeline: Pipeline, settings: Settings) -> list[Gauge]:
     """The step's results that are numbers."""
     return [
         Gauge(
             name=f"sft_{step.name}_{name.replace('-', '_')}",
             help=f"{name} of the last {step.name} step.",
+            labels=_told(pipeline, settings),
             when=f"'{{{{outputs.parameters.{name}}}}}' != ''",
             value=f"{{{{outputs.parameters.{name}}}}}",
             realtime=False,
         )
         for name in step.measured
+    ]
+
+
+def _told(pipeline: Pipeline, settings: Settings) -> list[Label]:
+    # One controller serves many teams, and a gauge with the same labels would be overwritten.
+    return [
+        Label(key="namespace", value="{{workflow.namespace}}"),
+        Label(key="pipeline", value=settings.named(pipeline.name)),
     ]
 
 

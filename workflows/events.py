@@ -28,8 +28,17 @@ _EVENT = "run"  # each source has one kind of event, of this name
 # They decide what a pod is; whoever may post an event shall not.
 _SHAPES = ("gpu", "cpu", "memory", "launcher", "cluster_auth", "env_vars", "labels", "annotations")
 
+_BUS_CONTAINERS = ("containerTemplate", "reloaderContainerTemplate", "metricsContainerTemplate")
+
+_MINIO_KEY = "notification.0.s3.object.key"
 _SQS_KEY = "body.Records.0.s3.object.key"
-_ADDRESS = r"^((hf|s3|https?|pvc)://|/)[^{}]+$"
+
+# Whoever may post an event or upload an object shall write neither Argo's tags nor Kubernetes'
+# $(VARIABLES) into the run, for these would show a secret; Argo cannot pass control characters on.
+_TEXT = r"[^{}$\x00-\x1f\x7f]"
+_ADDRESS = rf"^((hf|s3|https?|pvc)://|/){_TEXT}+$"
+_ENCODED = r"^([^{$%\x00-\x1f\x7f]|%[3-689A-Fa-f][0-9A-Fa-f]|%2[0-35-9A-Fa-f]|%7[0-9ACDEac-e])*$"
+"""The same of a key, which comes URL-encoded: neither %24 nor %7B."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ def bus(settings: Settings, events: Events) -> dict[str, Any]:
             "jetstream": {
                 "version": events.bus.version,
                 "replicas": events.bus.replicas,
+                "securityContext": security.pod(settings),
+                **{name: {"securityContext": security.RESTRICTED} for name in _BUS_CONTAINERS},
                 # The default stream has three copies of each message, more than one server can keep.
                 "streamConfig": f"replicas: {min(events.bus.replicas, 3)}\n",
                 "persistence": {
@@ -107,7 +118,7 @@ def minio(source: Minio, settings: Settings, pipeline: Pipeline) -> Source:
                 }
             }
         },
-        accepted=[_without_braces("notification.0.s3.object.key")],
+        accepted=_accepted(source, _MINIO_KEY),
         **_object(source, "(index .Input.notification 0).s3", pipeline),
     )
 
@@ -130,7 +141,11 @@ def sqs(source: Sqs, settings: Settings, pipeline: Pipeline) -> Source:
                 }
             }
         },
-        accepted=[{"path": _SQS_KEY, "type": "string", "value": [key]}, _without_braces(_SQS_KEY)],
+        accepted=[
+            _matches("body.Records.0.eventName", "^(s3:)?ObjectCreated:"),
+            _matches(_SQS_KEY, key),
+            *_accepted(source, _SQS_KEY),
+        ],
         **_object(source, "(index .Input.body.Records 0).s3", pipeline),
     )
 
@@ -142,8 +157,8 @@ def webhook(source: Webhook, pipeline: Pipeline) -> Source:
         parameter = _parameter(name, pipeline, "events.webhook.fields")
         key = f"body.{path}"
         filled[parameter.name] = {"dataKey": key}
-        pattern = _ADDRESS if parameter.field_name.endswith("_uri") else "^[^{}]*$"
-        accepted.append({"path": key, "type": "string", "value": [pattern]})
+        pattern = _ADDRESS if parameter.field_name.endswith("_uri") else f"^{_TEXT}*$"
+        accepted.append(_matches(key, pattern))
     return Source(
         name="webhook",
         spec={
@@ -257,9 +272,16 @@ def _object(source: KeyFilter, found: str, pipeline: Pipeline) -> dict[str, Any]
     }
 
 
-def _without_braces(path: str) -> dict[str, Any]:
-    """Whoever may upload an object shall not write Argo's tags into the run by the object's name."""
-    return {"path": path, "type": "string", "value": [r"^([^{%]|%[0-689A-Fa-f]|%7[^Bb])*$"]}
+def _accepted(source: KeyFilter, path: str) -> list[dict[str, Any]]:
+    """Keys that are passed on, of a marker only those that have just its name."""
+    found = [_matches(path, _ENCODED)]
+    if source.marker:
+        found.append(_matches(path, rf"(^|/|%2[Ff]){re.escape(source.marker)}$"))
+    return found
+
+
+def _matches(path: str, pattern: str) -> dict[str, Any]:
+    return {"path": path, "type": "string", "value": [pattern]}
 
 
 def _parameter(name: str, pipeline: Pipeline, where: str) -> Parameter:

@@ -8,17 +8,18 @@ components/network       no traffic but what each step needs
 overlays/<name>          the base with components, or for another kind of cluster
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from steps import files
 from steps.errors import UsageError
+from steps.params import POD
 from workflows import access, documents, events, lint, network, schedule, storage
-from workflows.argo import SHAPING, workflow_template
+from workflows.argo import CLAIM, SHAPING, SUMMARY, workflow_template
 from workflows.objects import kubernetes_object
 from workflows.pipeline import SFT, Pipeline
-from workflows.settings import Gpu, Settings
+from workflows.settings import Gpu, Network, Settings
 
 Objects = list[dict[str, Any]]
 Folder = dict[str, Objects]
@@ -29,7 +30,6 @@ HEADER = "# Rendered by `sft render`: change sft.yaml or the code, and render ag
 
 def base(settings: Settings, pipeline: Pipeline = SFT) -> Folder:
     """What a namespace needs to run the pipeline."""
-    refuse_impossible(settings)
     found: Folder = {}
     if settings.scope == "namespace":
         found["workflow-template.yaml"] = [workflow_template(settings, pipeline).to_dict()]
@@ -78,11 +78,12 @@ OVERLAYS = {"schedule": "schedule", "events": "events", "hardened": "network"}
 """Component by the overlay that adds it to the base."""
 
 
-def single_node(settings: Settings) -> Settings:
+def single_node(settings: Settings, pipeline: Pipeline = SFT) -> Settings:
     """The same for one node without a GPU: a laptop's cluster, or a first look."""
-    small = {"gpu": 0, "cpu": "1", "memory": "4Gi"}
+    small = dict(zip(POD, (0, "1", "4Gi"), strict=True))
     return settings.model_copy(
         update={
+            "scope": "namespace",
             "launcher": "local",
             "gpu": Gpu(tolerations=[], shared_memory="1Gi"),
             "scratch": "5Gi",
@@ -91,17 +92,17 @@ def single_node(settings: Settings) -> Settings:
             ),
             "parameters": settings.parameters
             | {
-                f"{step}_{name}": value
-                for step in ("train", "evaluate")
-                for name, value in small.items()
+                parameter.name: small[parameter.field_name]
+                for parameter in pipeline.parameters()
+                if parameter.field_name in small
             },
         }
     )
 
 
-def refuse_impossible(settings: Settings) -> None:
-    """Raise UsageError for settings that fit together in no cluster."""
-    problems = []
+def refuse_impossible(settings: Settings, pipeline: Pipeline = SFT) -> None:
+    """Raise UsageError for settings that fit together in no cluster, or name what is not there."""
+    problems = list(_names_of_nothing(settings, pipeline))
     alone = settings.storage.access_mode != "ReadWriteMany"
     if settings.launcher == "trainjob":
         if alone:
@@ -117,14 +118,45 @@ def refuse_impossible(settings: Settings) -> None:
         problems.append(
             "storage.per_run makes a claim for each run: storage.create cannot be false"
         )
+    if len(set(settings.claims)) < len(settings.claims):
+        problems.append("claims: one is named twice")
+    if not settings.storage.per_run and storage.name(settings) in settings.claims:
+        # Two volumes of one claim keep a pod from starting.
+        problems.append(
+            f"claims: {storage.name(settings)} holds the runs, and is mounted as such anyway"
+        )
+    given = {"": settings.parameters}
+    if settings.schedule:
+        given["schedule."] = settings.schedule.parameters
+    if settings.events:
+        given["events."] = settings.events.parameters
     problems += [
-        f"parameters.{name}: set {own} itself, for the pods' shape follows it"
-        for name in settings.parameters
+        f"{place}parameters.{name}: set {own} itself, for the pods' shape follows it"
+        for place, parameters in given.items()
+        for name in parameters
         for own in SHAPING
-        if name.endswith(own)
+        if name.replace("-", "_").endswith(own)
     ]
     if problems:
         raise UsageError("\n  ".join(problems))
+
+
+def _names_of_nothing(settings: Settings, pipeline: Pipeline) -> Iterator[str]:
+    """Settings by step, secret or image that would have no effect, for there is none of that name."""
+    steps = {step.name for step in pipeline.steps}
+    secrets = {secret.name: secret for step in pipeline.steps for secret in step.secrets}
+    images = {step.image for step in pipeline.steps}
+    for place, given, known in (
+        ("deadlines", settings.deadlines, steps | set(Settings().deadlines)),
+        ("network.ports", settings.network.ports, steps | set(Network().ports) | {SUMMARY, CLAIM}),
+        ("secrets", settings.secrets, set(secrets)),
+        ("images.digests", settings.images.digests, images),
+    ):
+        for name in sorted(set(given) - known):
+            yield f"{place}.{name}: there is no {name}; known: {', '.join(sorted(known))}"
+    keys = {key: name for name, secret in secrets.items() for key in secret.keys}
+    for name in sorted(set(settings.env) & set(keys)):
+        yield f"env.{name}: comes from the secret {settings.secret(keys[name])}; put it there"
 
 
 def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> Objects:
@@ -132,10 +164,11 @@ def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> O
 
     Raises UsageError where there is no such overlay, or the settings leave nothing for it.
     """
+    refuse_impossible(settings, pipeline)
     if overlay == "cluster":
         folders = [cluster(settings, pipeline)]
     elif overlay == "single-node":
-        folders = [base(single_node(settings), pipeline)]
+        folders = [base(single_node(settings, pipeline), pipeline)]
     else:
         made = components(settings, pipeline)
         wanted = [OVERLAYS[overlay]] if overlay in OVERLAYS else []
@@ -154,12 +187,13 @@ def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> O
 
 def tree(settings: Settings, pipeline: Pipeline = SFT) -> dict[str, str]:
     """The whole folder: text by path. Raises UsageError before anything is written."""
+    refuse_impossible(settings, pipeline)
     parts: dict[str, Folder] = {"base": base(settings, pipeline)}
     if for_cluster := cluster(settings, pipeline):
         parts["cluster"] = for_cluster
     made = components(settings, pipeline)
     parts |= {f"components/{name}": folder for name, folder in made.items()}
-    parts["overlays/single-node"] = base(single_node(settings), pipeline)
+    parts["overlays/single-node"] = base(single_node(settings, pipeline), pipeline)
     for folder in parts.values():
         lint.check(each for objects in folder.values() for each in objects)
     texts = {
@@ -183,7 +217,8 @@ def tree(settings: Settings, pipeline: Pipeline = SFT) -> dict[str, str]:
 def write(folder: Path, texts: Mapping[str, str]) -> None:
     """Write the folder; files of an earlier rendering that are no longer in it are removed."""
     for path in folder.rglob("*.yaml"):
-        if str(path.relative_to(folder)) not in texts and path.read_text().startswith(HEADER):
+        ours = path.read_bytes().startswith(HEADER.encode())
+        if ours and str(path.relative_to(folder)) not in texts:
             path.unlink()
     for name, text in texts.items():
         files.write(folder / name, text)

@@ -1,14 +1,17 @@
 """What a run's pods may talk to: nothing, but for what each step needs."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
-from workflows.argo import SUMMARY
+from workflows.argo import CLAIM, SUMMARY
 from workflows.objects import kubernetes_object, labels
 from workflows.pipeline import SFT, Pipeline
 from workflows.settings import Settings
 
 _API = "networking.k8s.io/v1"
 _API_SERVER = (443, 6443)  # the executor of every pod reports to it
+# A policy sees the port of the pod behind the service, which is 5353 on OpenShift.
+_DNS = {"kubernetes": (53,), "openshift": (53, 5353)}
 
 
 def policies(settings: Settings, pipeline: Pipeline = SFT) -> list[dict[str, Any]]:
@@ -21,11 +24,14 @@ def policies(settings: Settings, pipeline: Pipeline = SFT) -> list[dict[str, Any
         spec={"podSelector": _pods(settings), "policyTypes": ["Ingress", "Egress"]},
     )
     opened = [step.name for step in pipeline.steps] + [SUMMARY]
+    if settings.storage.per_run:
+        opened.append(CLAIM)
     return [closed, *(_opened(name, settings) for name in opened)]
 
 
 def _opened(component: str, settings: Settings) -> dict[str, Any]:
-    ports = sorted({*_API_SERVER, *settings.network.ports.get(component, [])})
+    named = settings.network.ports.get(component, [])
+    ports = sorted({*_API_SERVER, *named, *_proxy_ports(settings)})
     # Some network plug-ins do not count pods of the cluster among an ipBlock's addresses.
     to = [{"ipBlock": {"cidr": cidr}} for cidr in settings.network.allow_cidrs]
     return kubernetes_object(
@@ -37,7 +43,13 @@ def _opened(component: str, settings: Settings) -> dict[str, Any]:
             "podSelector": _pods(settings, component),
             "policyTypes": ["Egress"],
             "egress": [
-                {"ports": [{"port": 53, "protocol": name} for name in ("UDP", "TCP")]},
+                {
+                    "ports": [
+                        {"port": port, "protocol": name}
+                        for port in _DNS[settings.platform]
+                        for name in ("UDP", "TCP")
+                    ]
+                },
                 {
                     "to": [*to, {"namespaceSelector": {}}],
                     "ports": [{"port": port, "protocol": "TCP"} for port in ports],
@@ -45,6 +57,13 @@ def _opened(component: str, settings: Settings) -> dict[str, Any]:
             ],
         },
     )
+
+
+def _proxy_ports(settings: Settings) -> set[int]:
+    if not settings.proxy:
+        return set()
+    found = {urlsplit(address).port for address in (settings.proxy.http, settings.proxy.https)}
+    return {port for port in found if port}
 
 
 def _pods(settings: Settings, component: str = "") -> dict[str, Any]:

@@ -11,14 +11,16 @@ from workflows.settings import Schedule, Settings, seconds
 from workflows.unattended import workflow_spec
 
 _NAMED = re.compile(r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|@every (\d+[hms])+")
-_FIELDS = (
-    ("minute", 0, 59),
-    ("hour", 0, 23),
-    ("day of the month", 1, 31),
-    ("month", 1, 12),
-    ("day of the week", 0, 6),
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day of the month", 1, 31, ()),
+    ("month", 1, 12, _MONTHS),
+    ("day of the week", 0, 6, _DAYS),
 )
-_ITEM = re.compile(r"(\*|\?|\w+(-\w+)?)(/\d+)?")
+_ITEM = re.compile(r"([*?]|(?P<first>\w+)(-(?P<last>\w+))?)(/0*[1-9]\d*)?", re.ASCII)
 
 
 def cron_workflow(
@@ -58,9 +60,21 @@ def _fault(cron: str) -> str | None:
     fields = cron.split()
     if len(fields) != len(_FIELDS):
         return f"cron: {cron!r} has not five fields (minute, hour, day, month, day of the week)"
-    for text, (name, low, high) in zip(fields, _FIELDS, strict=True):
+    for text, (name, low, high, words) in zip(fields, _FIELDS, strict=True):
         for item in text.split(","):
-            numbers = [int(number) for number in re.findall(r"\d+", item.partition("/")[0])]
-            if not _ITEM.fullmatch(item) or any(not low <= number <= high for number in numbers):
+            found = _ITEM.fullmatch(item)
+            ends = (
+                [_number(end, low, words) for end in found.groupdict().values() if end]
+                if found
+                else [-1]
+            )
+            if ends != sorted(ends) or any(not low <= end <= high for end in ends):
                 return f"cron: {cron!r}: {item!r} is no {name}"
     return None
+
+
+def _number(text: str, low: int, words: tuple[str, ...]) -> int:
+    """A field's number, or the number of its word; -1 for any other text."""
+    if text.isdecimal():
+        return int(text)
+    return low + words.index(text.lower()) if text.lower() in words else -1

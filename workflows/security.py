@@ -10,20 +10,21 @@ from workflows.settings import Settings
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  # a path
 """Where Kubernetes puts a pod's token; a volume mounted there keeps it from a container."""
 
-_RESTRICTED: dict[str, Any] = {
+RESTRICTED: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
     "runAsNonRoot": True,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+"""What the standard asks of any container."""
 
-CONTAINER: dict[str, Any] = {**_RESTRICTED, "readOnlyRootFilesystem": True}
+CONTAINER: dict[str, Any] = {**RESTRICTED, "readOnlyRootFilesystem": True}
 """Our containers: they write to their volumes alone."""
 
 # Argo's containers write to their own root (argo-workflows issue 10787), and get their settings only
 # by a patch. Namespaces with a quota refuse a container that does not say what it needs.
 _ARGO: dict[str, Any] = {
-    "securityContext": _RESTRICTED,
+    "securityContext": RESTRICTED,
     "resources": {
         "requests": {"cpu": "10m", "memory": "64Mi"},
         "limits": {"cpu": "1", "memory": "512Mi"},

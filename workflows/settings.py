@@ -5,12 +5,20 @@ images: {registry: quay.io/team-a}
 storage: {size: 2Ti, storage_class: nfs}
 """
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 import steps
 from steps.errors import UsageError
@@ -18,6 +26,13 @@ from steps.train.params import QUANTITY
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A DNS label: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/."""
+LabelKey = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?$"
+    ),
+]
+Variable = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
 Prefix = Annotated[str, StringConstraints(pattern=r"^([a-z]([-a-z0-9]{0,29}))?$")]
 Quantity = Annotated[str, StringConstraints(pattern=QUANTITY)]
 Duration = Annotated[str, StringConstraints(pattern=r"^\d+[smhd]$")]
@@ -28,6 +43,22 @@ LabelValue = Annotated[
 ]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _network(text: str) -> str:
+    if "/" not in text:
+        raise ValueError("not a network; write one as 10.0.0.0/8")
+    ipaddress.ip_network(text)
+    return text
+
+
+def _can_agree(replicas: int) -> int:
+    if replicas == 2:
+        raise ValueError("two servers cannot outvote one another; take 1 or 3")
+    return replicas
+
+
+Cidr = Annotated[str, AfterValidator(_network)]
 
 
 def seconds(duration: str) -> int:
@@ -99,8 +130,8 @@ class Gpu(Group):
 
     resource: str = Field(default="nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")
     """Name of the extended resource."""
-    node_selector: dict[str, LabelValue] = {}
-    """Labels of the nodes for pods with GPUs."""
+    node_selector: dict[LabelKey, LabelValue] = {}
+    """More labels of the nodes for pods with GPUs."""
     tolerations: list[Toleration] = [Toleration(key="nvidia.com/gpu", effect="NoSchedule")]
     """Taints that pods with GPUs tolerate."""
     shared_memory: Quantity = "16Gi"
@@ -192,7 +223,7 @@ class KeyFilter(Group):
     """Only keys that begin so."""
     suffix: str = ".jsonl"
     """Only keys that end so."""
-    marker: str = Field(default="", pattern=r"^[^/]*$")
+    marker: str = Field(default="", pattern=r"^[\w.-]*$")
     """An object's name, `_SUCCESS`: its arrival starts the run, on all that lies beside it."""
     parameter: str = "data_uri"
     """Parameter that gets the object's s3:// address."""
@@ -231,7 +262,7 @@ class Webhook(Group):
     """Secret with the token under the key `token`."""
     fields: dict[str, str] = {"data_uri": "data_uri"}
     """Field of the body by the parameter that it sets; a dot leads into an object. A body that lacks
-    one of them starts nothing. Its `id`, if it has one, tells a new event from one delivered again."""
+    one of them starts nothing, nor does one with a brace, a `$` or a control character in them. Its `id`, if it has one, tells a new event from one delivered again."""
 
 
 class Bus(Group):
@@ -241,7 +272,7 @@ class Bus(Group):
     """Whether it is among the manifests; false where the namespace has one named `default`."""
     version: str = "2.10.10"
     """Version of NATS, one that the controller's configuration lists."""
-    replicas: int = Field(default=3, ge=1)
+    replicas: Annotated[int, AfterValidator(_can_agree)] = Field(default=3, ge=1)
     """1, or 3 and more."""
     volume_size: Quantity = "10Gi"
     """Events outlive their pods on a volume of this size."""
@@ -263,7 +294,7 @@ class Events(Group):
 class Network(Group):
     """What the hardened overlay lets the pods reach; the cluster's API and DNS always."""
 
-    allow_cidrs: list[str] = ["0.0.0.0/0"]
+    allow_cidrs: list[Cidr] = ["0.0.0.0/0"]
     """Networks that steps may open connections to."""
     ports: dict[str, list[Annotated[int, Field(ge=1, le=65535)]]] = {
         "dataset": [80, 443, 9000],
@@ -314,15 +345,15 @@ class Settings(Group):
     """So many runs train at once as a ConfigMap says."""
     priority_class: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
     """PriorityClass of all pods."""
-    node_selector: dict[str, LabelValue] = {}
+    node_selector: dict[LabelKey, LabelValue] = {}
     """Labels of the nodes for all pods."""
     tolerations: list[Toleration] = []
     """Taints that all pods tolerate."""
-    labels: dict[str, LabelValue] = {}
+    labels: dict[LabelKey, LabelValue] = {}
     """Labels of all objects and pods."""
-    annotations: dict[str, str] = {}
+    annotations: dict[LabelKey, str] = {}
     """Annotations of all pods."""
-    env: dict[str, str] = {}
+    env: dict[Variable, str] = {}
     """Environment of all steps."""
     proxy: Proxy | None = None
     ca_bundle: CaBundle | None = None

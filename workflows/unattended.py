@@ -3,9 +3,20 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from steps.params import type_name
 from workflows import values
 from workflows.pipeline import Pipeline
 from workflows.settings import Settings
+
+_STAND_INS = {
+    "str": "/filled",
+    "int": "1",
+    "float": "1",
+    "bool": "True",
+    "list": "[]",
+    "dict": "{}",
+}
+"""Values of required parameters while the others are checked, by their type."""
 
 
 def workflow_spec(
@@ -24,8 +35,9 @@ def workflow_spec(
     texts = values.texts(pipeline, own, where)
     assigned, _ = values.assign(pipeline, settings.parameters, own)
     for parameter in pipeline.parameters():
-        if parameter.name in filled:
-            assigned[parameter.step.name].setdefault(parameter.field_name, "/filled/by/the/event")
+        if parameter.name in filled and parameter.field.is_required():
+            stand_in = _STAND_INS[type_name(parameter.field)]
+            assigned[parameter.step.name].setdefault(parameter.field_name, stand_in)
     models, problems = values.build(pipeline, assigned, [step.name for step in pipeline.steps])
     problems += pipeline.refusals(models, repeated=True)
     values.refuse([f"{where}: {problem}" for problem in problems])

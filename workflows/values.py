@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from steps import flags
 from steps.errors import UsageError, volume_error
 from steps.params import MAN, StepParams, is_secret, marked, may_hold_secret, type_name
@@ -191,6 +193,8 @@ def texts(pipeline: Pipeline, given: Mapping[str, Any], where: str) -> dict[str,
         value = assigned[parameter.step.name].get(parameter.field_name)
         if value is None:
             continue
+        if type_name(parameter.field) == "bool" and not problems:
+            value = TypeAdapter(bool).validate_python(value)  # one spelling, as enums have it
         found[parameter.name] = flags.as_text(value)
         if is_secret(parameter.field):
             problems.append(f"{parameter.name}: a secret belongs in a Kubernetes Secret")

@@ -48,7 +48,8 @@ def _failures(text: str) -> list[dict[str, Any]]:
         ValueError
     ):  # a newer Argo may write it otherwise; the scores are worth more than its form
         return [{"displayName": "failures", "message": text}] if text else []
-    return [each for each in found or [] if isinstance(each, dict)]
+    every = found if isinstance(found, list) else []
+    return [each for each in every if isinstance(each, dict)]
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ def main(argv: Sequence[str]) -> int:
         if useless := [flags.flag(name) for name in ("overlay", "output") if name in own]:
             raise UsageError(f"{' and '.join(useless)}: only with --stdout")
         out = Path(own.get("out", "manifests"))
-        manifests.write(out, manifests.tree(settings))
+        texts = manifests.tree(settings)
+        try:
+            manifests.write(out, texts)
+        except (PermissionError, NotADirectoryError, FileNotFoundError, FileExistsError) as error:
+            raise UsageError(f"--out: {error.filename}: {error.strerror}") from error
         print(f"sft: {out} is written; kubectl apply --server-side -k {out}/base", file=sys.stderr)  # noqa: T201
         return 0
     writers = {"yaml": documents.to_yaml, "json": documents.to_json}

@@ -1,0 +1,231 @@
+"""The file of settings: what is wrong with it is told with its place, all at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steps.errors import UsageError
+from tests.cluster_settings import EVENTS, SCHEDULE
+from workflows import manifests, settings
+
+FLAT = [
+    ("namespace", "Team_A"),
+    ("namespace", "x" * 64),
+    ("name_prefix", "-x"),
+    ("name_prefix", "x" * 31),
+    ("scope", "galaxy"),
+    ("platform", "nomad"),
+    ("argo", "2"),
+    ("launcher", "auto"),
+    ("user", 0),
+    ("user", "root"),
+    ("images.registry", "https://quay.io"),
+    ("images.tag", "a b"),
+    ("images.digests.sft-train", "sha256:1"),
+    ("images.pull_policy", "Sometimes"),
+    ("images.pull_secrets.0", "A"),
+    ("storage.claim", "Runs"),
+    ("storage.size", "lots"),
+    ("storage.size", "5 Gi"),
+    ("storage.storage_class", "A"),
+    ("storage.access_mode", "ReadOnlyMany"),
+    ("storage.create", "perhaps"),
+    ("claims.0", "a/b"),
+    ("secrets.hf-token", "A"),
+    ("gpu.resource", "gpu"),
+    ("gpu.node_selector.gpu", "a b"),
+    ("gpu.tolerations.0.effect", "Never"),
+    ("gpu.tolerations.0.operator", "Like"),
+    ("gpu.shared_memory", "x"),
+    ("scratch", "-1Gi"),
+    ("retry.limit", -1),
+    ("retry.duration", "30"),
+    ("retry.factor", 0),
+    ("retry.cap", "1 day"),
+    ("deadlines.train", "soon"),
+    ("cleanup.pods", "Always"),
+    ("cleanup.failed_after", "1w"),
+    ("mutex", "a b"),
+    ("priority_class", "A B"),
+    ("labels.team", "a b"),
+    ("env.1 x", "y"),
+    ("schedule.cron", []),
+    ("schedule.timezone", None),
+    ("schedule.concurrency", "Queue"),
+    ("events.per_hour", 0),
+    ("events.bus.replicas", 2),
+    ("events.minio.bucket", "A"),
+    ("events.minio.endpoint", "http://minio"),
+    ("events.minio.marker", "a/b"),
+    ("events.minio.marker", '"x'),
+    ("events.sqs.region", "EU West"),
+    ("events.webhook.port", 0),
+    ("events.webhook.path", "runs"),
+    ("network.allow_cidrs.0", "10.0.0.0"),
+    ("network.allow_cidrs.0", "10.0.0.300/8"),
+    ("network.ports.train.0", 70000),
+    ("artifacts", "maybe"),
+    ("parameters", []),
+    ("ca_bundle.key", "a/b"),
+    ("semaphore.key", "a b"),
+]
+WHOLE: dict[str, Any] = {
+    "schedule": SCHEDULE,
+    "events": EVENTS,
+    "ca_bundle": {"config_map": "ca"},
+    "semaphore": {"config_map": "locks", "key": "runs"},
+    "gpu": {"tolerations": [{}]},
+}
+
+
+def put(values: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """The values with that one at a dotted place; a number is one of a list."""
+    name, _, rest = place.partition(".")
+    if not rest:
+        return {**values, name: value}
+    inner = values.get(name, {})
+    if rest.split(".")[0].isdecimal():
+        further = rest.partition(".")[2]
+        item = put(inner[0] if inner else {}, further, value) if further else value
+        return {**values, name: [item]}
+    return {**values, name: put(inner, rest, value)}
+
+
+@pytest.mark.parametrize(("place", "value"), FLAT)
+def test_a_wrong_setting_is_told_with_its_dotted_place(place: str, value: Any) -> None:
+    with pytest.raises(UsageError) as refused:
+        settings.validate(put(WHOLE, place, value), "mine.yaml")
+    assert refused.value.exit_code == 64
+    first, *told = str(refused.value).split("\n  ")
+    assert first == "mine.yaml:"
+    assert [line for line in told if line.startswith((place, place.rpartition(".")[0]))], told
+
+
+def test_the_values_around_the_wrong_ones_are_right() -> None:
+    settings.validate(WHOLE, "mine.yaml")
+
+
+def test_all_mistakes_are_told_at_once_and_by_their_places(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("namespase: a\nstorage: {size: lots, klass: x}\nuser: 3\n")
+    with pytest.raises(UsageError) as refused:
+        settings.read(path, {"retry.limit": "many"})
+    told = str(refused.value)
+    assert told.startswith(f"{path}:")
+    for line in (
+        "namespase is not a setting",
+        "storage.klass is not a setting",
+        "storage.size: ",
+        "user: ",
+        "retry.limit: ",
+    ):
+        assert f"\n  {line}" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- a\n", "not a mapping"),
+        ("a: [\n", "mine.yaml: "),
+        ("\xff", "mine.yaml: "),
+        ("1: 2\n", "1"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_told(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=told):
+        settings.read(path, {})
+
+
+def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("")
+    assert settings.read(path, {}) == settings.Settings()
+    path.write_text("storage: {claim: a, size: 1Ti}\n")
+    read = settings.read(path, {"storage.claim": "b", "images.tag": 2})
+    assert (read.storage.claim, read.storage.size, read.images.tag) == ("b", "1Ti", "2")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            {"launcher": "trainjob", "namespace": "a", "storage": {"access_mode": "ReadWriteOnce"}},
+            "storage.access_mode ReadWriteOnce serves one node",
+        ),
+        ({"launcher": "trainjob"}, "launcher trainjob needs a namespace"),
+        ({"storage": {"per_run": True, "create": False}}, "storage.create cannot be false"),
+        ({"parameters": {"launcher": "local"}}, "parameters.launcher: set launcher itself"),
+        ({"parameters": {"train-cluster-auth": "secret"}}, "set cluster_auth itself"),
+        (
+            {
+                "schedule": {
+                    **SCHEDULE,
+                    "parameters": {**SCHEDULE["parameters"], "launcher": "local"},
+                }
+            },
+            "schedule.parameters.launcher: set launcher itself",
+        ),
+        (
+            {"events": {**EVENTS, "parameters": {"phase_02_train_opt_launcher": "local"}}},
+            "events.parameters.phase_02_train_opt_launcher: set launcher itself",
+        ),
+        ({"claims": ["a", "a"]}, "claims: one is named twice"),
+        ({"claims": ["sft-runs"]}, "claims: sft-runs holds the runs"),
+        ({"claims": ["x-sft-runs"], "name_prefix": "x-"}, "claims: x-sft-runs holds the runs"),
+        ({"deadlines": {"trian": "1h"}}, "deadlines.trian: there is no trian; known: dataset, "),
+        ({"network": {"ports": {"trian": [1]}}}, "network.ports.trian: there is no trian"),
+        ({"secrets": {"hf-tokn": "x"}}, "secrets.hf-tokn: there is no hf-tokn"),
+        (
+            {"images": {"digests": {"sft-trian": f"sha256:{'0' * 64}"}}},
+            "images.digests.sft-trian: there is no sft-trian",
+        ),
+        ({"env": {"HF_TOKEN": "x"}}, "env.HF_TOKEN: comes from the secret hf-token"),
+        (
+            {"parameters": {"epoks": 1}},
+            "parameters: epoks is not a parameter; did you mean --epochs",
+        ),
+        ({"parameters": {"epochs": 0}}, "parameters: --epochs: input should be greater than 0"),
+        ({"parameters": {"lr_scheduler": "none"}}, "parameters: --lr-scheduler: "),
+        ({"parameters": {"hf_token": "hf_x"}}, "a secret belongs in a Kubernetes Secret"),
+        ({"parameters": {"description": "{{workflow.uid}}"}}, "would be taken for a tag of Argo"),
+        ({"parameters": {"description": "\x07"}}, "cannot be passed on by Argo"),
+    ],
+)
+def test_what_fits_in_no_cluster_is_refused(values: dict[str, Any], told: str) -> None:
+    given = settings.validate(values, "mine.yaml")
+    with pytest.raises(UsageError) as refused:
+        manifests.tree(given)
+    assert told in str(refused.value)
+    with pytest.raises(UsageError):
+        manifests.part(given, None)
+
+
+def test_several_impossible_settings_are_told_together() -> None:
+    given = settings.validate(
+        {"launcher": "trainjob", "storage": {"access_mode": "ReadWriteOnce"}}, "mine.yaml"
+    )
+    for overlay in (None, "base", "cluster"):
+        with pytest.raises(UsageError) as refused:
+            manifests.part(given, overlay)
+        assert "serves one node" in str(refused.value)
+        assert "needs a namespace" in str(refused.value)
+
+
+def test_an_image_is_named_by_registry_tag_or_digest() -> None:
+    digest = f"sha256:{'a' * 64}"
+    images = settings.Images(registry="quay.io:8443/a/b", digests={"sft-train": digest}, tag="v1")
+    assert images.reference("sft-train") == f"quay.io:8443/a/b/sft-train@{digest}"
+    assert images.reference("sft-dataset") == "quay.io:8443/a/b/sft-dataset:v1"
+    assert settings.Images(tag="v1").reference("x") == "x:v1"
+
+
+def test_durations_are_seconds() -> None:
+    assert [settings.seconds(text) for text in ("30s", "10m", "12h", "7d")] == [
+        30,
+        600,
+        43200,
+        604800,
+    ]
