@@ -32,6 +32,7 @@ def test_it_starts_runs_from_the_template_with_its_own_parameters() -> None:
         "successfulJobsHistoryLimit": 1,
         "failedJobsHistoryLimit": 0,
         "suspend": True,
+        "workflowMetadata": {"labels": {"workflows.argoproj.io/workflow-template": "sft-pipeline"}},
         "workflowSpec": {
             "workflowTemplateRef": {"name": "sft-pipeline", "clusterScope": None},
             "arguments": {

@@ -36,7 +36,7 @@ from steps.params import POD, choices, may_hold_secret, type_name
 from workflows import access, security, storage, values
 from workflows.documents import to_yaml
 from workflows.objects import labels
-from workflows.pipeline import SFT, Pipeline, Step, parameter_name
+from workflows.pipeline import SFT, SHAPING, Pipeline, Step, parameter_name
 from workflows.settings import Settings, Toleration, seconds
 
 VOLUME, OUTPUTS, CLAIMS = "/volume", "/outputs", "/claims"
@@ -53,9 +53,6 @@ RETRY_WHEN = (
     "asInt(lastRetry.exitCode) == 75 || (asInt(lastRetry.exitCode) in [-1, 137, 143] && not "
     "(lastRetry.message matches '(?i)OOMKilled|deadline|quantities must match|is invalid|PodSecurity'))"
 )
-
-SHAPING = ("launcher", "cluster_auth")
-"""Parameters whose default is a setting, because the shape of the pod follows from it."""
 
 _CA_FILE = "/etc/sft/ca/ca.crt"
 # What the steps' libraries read: OpenSSL and httpx, requests, boto3, skopeo and other Go programs.

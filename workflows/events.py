@@ -16,7 +16,7 @@ from workflows import access, security, values
 from workflows.objects import kubernetes_object, labels
 from workflows.pipeline import SFT, Parameter, Pipeline
 from workflows.settings import Events, KeyFilter, Minio, Settings, Sqs, Webhook
-from workflows.unattended import workflow_spec
+from workflows.unattended import template_label, workflow_spec
 
 SENSOR, SOURCES = "sft-sensor", "sft-event-sources"
 """Service accounts: of the Sensor, which creates Workflows, and of the sources, which may do nothing."""
@@ -237,6 +237,7 @@ def trigger(
         ),
     ]
     workflow = kubernetes_object("Workflow", "sft", settings, version=_API, spec=spec)
+    workflow["metadata"]["labels"] |= template_label(settings, pipeline)
     return {
         "template": {
             "name": source.name,

@@ -16,9 +16,9 @@ from steps import files
 from steps.errors import UsageError
 from steps.params import POD
 from workflows import access, documents, events, lint, network, schedule, storage
-from workflows.argo import CLAIM, SHAPING, SUMMARY, workflow_template
+from workflows.argo import CLAIM, SUMMARY, workflow_template
 from workflows.objects import kubernetes_object
-from workflows.pipeline import SFT, Pipeline
+from workflows.pipeline import SFT, SHAPING, Pipeline
 from workflows.settings import Gpu, Network, Settings
 
 Objects = list[dict[str, Any]]

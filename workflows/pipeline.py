@@ -16,6 +16,9 @@ from steps.register.params import RegisterParams
 from steps.secrets import Secret
 from steps.train.params import TrainParams
 
+SHAPING = ("launcher", "cluster_auth")
+"""Parameters that the shape of a rendered pod follows from: a setting of the cluster, not of a run."""
+
 
 @dataclass(frozen=True)
 class Step:

@@ -8,7 +8,7 @@ from steps.errors import UsageError
 from workflows.objects import kubernetes_object
 from workflows.pipeline import SFT, Pipeline
 from workflows.settings import Schedule, Settings, seconds
-from workflows.unattended import workflow_spec
+from workflows.unattended import template_label, workflow_spec
 
 _NAMED = re.compile(r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|@every (\d+[hms])+")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -46,6 +46,7 @@ def cron_workflow(
             "successfulJobsHistoryLimit": schedule.succeeded_kept,
             "failedJobsHistoryLimit": schedule.failed_kept,
             "suspend": schedule.suspended,
+            "workflowMetadata": {"labels": template_label(settings, pipeline)},
             "workflowSpec": workflow_spec(
                 settings, pipeline, schedule.parameters, "schedule.parameters"
             ),

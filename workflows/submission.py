@@ -9,15 +9,13 @@ from steps import flags
 from steps.params import is_secret
 from workflows import literals, values
 from workflows.cluster.api import GROUP, VERSION, Object, Template
-from workflows.pipeline import Parameter, Pipeline
+from workflows.pipeline import SHAPING, Parameter, Pipeline
 
 WHOLE = "pipeline"
 """The entrypoint that is the template's own: all steps."""
 
 _MOST_BYTES = 1_000_000  # an object in etcd has 1.5 MB, and the run's status needs room
 _MASK = "**********"
-# The shape of the train pod was rendered for these.
-_RENDERED = ("launcher", "cluster_auth")
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_KEY = re.compile(
@@ -167,7 +165,7 @@ class Submission:
                     f"{shown}: {kind} has no such parameter; it was rendered by another version: "
                     "render and apply it again, or leave the parameter out"
                 )
-            elif parameter.field_name in _RENDERED and text != there[parameter.name]:
+            elif parameter.field_name in SHAPING and text != there[parameter.name]:
                 problems.append(
                     f"{shown}: the pods of {kind} were rendered for {there[parameter.name]!r}, "
                     f"not {text!r}: change the setting {parameter.field_name}, render and apply it"

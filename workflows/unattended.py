@@ -5,6 +5,7 @@ from typing import Any
 
 from steps.params import type_name
 from workflows import values
+from workflows.cluster.api import Template
 from workflows.pipeline import Pipeline
 from workflows.settings import Settings
 
@@ -17,6 +18,12 @@ _STAND_INS = {
     "dict": "{}",
 }
 """Values of required parameters while the others are checked, by their type."""
+
+
+def template_label(settings: Settings, pipeline: Pipeline) -> dict[str, str]:
+    """The label by which runs of the template are listed; Argo puts it on itself only since 4.1."""
+    template = Template(settings.named(pipeline.name), cluster_scope=settings.scope == "cluster")
+    return {template.label: template.name}
 
 
 def workflow_spec(
