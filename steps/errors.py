@@ -88,7 +88,7 @@ _VOLUME_TEXTS = ("No space left on device", "enforce fail at inline_container.cc
 
 
 def volume_error(error: BaseException) -> VolumeError | None:
-    """The VolumeError behind `error`, where a full, read-only or broken volume caused it.
+    """The VolumeError behind `error`, where a full, closed or broken volume caused it.
 
     Libraries wrap the operating system's error in their own, so its causes are looked at too.
     """
@@ -98,6 +98,11 @@ def volume_error(error: BaseException) -> VolumeError | None:
             where = f"{seen.filename}: " if seen.filename else ""
             return VolumeError(
                 f"{where}{seen.strerror}: free or enlarge the volume, then run the same command"
+            )
+        if isinstance(seen, PermissionError) and seen.filename:  # a socket has no file name
+            return VolumeError(
+                f"{seen.filename}: {seen.strerror}: let user {os.getuid()} of group {os.getgid()} "
+                "in there (in a pod: fsGroup), then run the same command"
             )
         if any(text in str(seen) for text in _VOLUME_TEXTS):
             return VolumeError(
