@@ -6,8 +6,17 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := runs/demo-inputs
 
+ENGINE ?= podman
+REGISTRY ?=
+TAG ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' steps/__init__.py)
+BASE ?=
+BUILD_FLAGS ?=
+# buildah alone would put the libraries and the steps into one layer.
+export BUILDAH_LAYERS ?= true
+IMAGES := $(patsubst images/%/Containerfile,image-%,$(wildcard images/*/Containerfile))
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format manifests bench gpu-check constraints clean
+.PHONY: help demo test check format manifests bench gpu-check images $(IMAGES) constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +50,15 @@ bench: $(VENV)/dev ## Measure against named baselines, as ratios in one run
 
 gpu-check: $(VENV)/dev ## Run the tests that need a CUDA device
 	$(PY) -m pytest -m gpu
+
+images: $(IMAGES) ## Build the steps' images; images/README.md says with what settings
+
+# An argument without a value is the environment's variable, where there is one.
+$(IMAGES): image-%:
+	$(ENGINE) build --file images/$*/Containerfile --tag $(if $(REGISTRY),$(REGISTRY)/)sft-$*:$(TAG) \
+		$(if $(BASE),--build-arg BASE=$(BASE)) --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL \
+		--build-arg VERSION=$(TAG) --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) \
+		$(BUILD_FLAGS) .
 
 constraints: $(VENV)/dev ## Renew constraints.txt from what is installed
 	@{ sed -n '/^#/p' constraints.txt; \

@@ -102,8 +102,8 @@ def volume_error(error: BaseException) -> VolumeError | None:
             )
         if isinstance(seen, OSError) and seen.errno in _ACCESS_ERRNOS and seen.filename:
             return VolumeError(
-                f"{seen.filename}: {seen.strerror}: let the user {os.getuid()} use it, "
-                "then run the same command"
+                f"{seen.filename}: {seen.strerror}: let user {os.getuid()} of group {os.getgid()} "
+                "in there (in a pod: fsGroup), then run the same command"
             )
         if any(text in str(seen) for text in _VOLUME_TEXTS):
             return VolumeError(

@@ -73,6 +73,7 @@ def test_all_mistakes_on_a_command_line_are_told_at_once_with_exit_code_64(tmp_p
         ("CredentialsError", 77),
         ("ConfigError", 78),
         ("full", 74),
+        ("denied", 74),
     ],
 )
 def test_an_error_is_one_line_and_its_exit_code(tmp_path: Path, error: str, code: int) -> None:

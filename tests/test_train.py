@@ -66,6 +66,9 @@ def test_the_model_can_be_loaded_and_says_where_it_comes_from(tmp_path: Path) ->
     ends = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
     assert ends == sorted(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
     assert (model / "README.md").read_text().startswith("---\n")
+    # Another user serves it: it is as readable as any other file of the run.
+    rights = {path.stat().st_mode for path in model.iterdir()}
+    assert rights == {(workspace / "train.json").stat().st_mode}
     assert (tmp_path / "out" / "model").read_text() == str(model)
     assert {path.name for path in (workspace / "checkpoints").iterdir()} == {
         "epoch-1",

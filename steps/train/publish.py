@@ -22,8 +22,8 @@ def publish(
     """Complete the folder of weights and rename it to `model`; nothing is copied.
 
     Adds the base model's tokenizer with the chat template that was trained with, a generation
-    config that stops where the template's turns end, and the model card. Raises DataError where
-    the folder then lacks something.
+    config that stops where the template's turns end, and the model card, all with the rights that
+    a new file has. Raises DataError where the folder then lacks something.
     """
     from transformers import AutoTokenizer
 
@@ -31,7 +31,12 @@ def publish(
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(weights)
     _generation_config(base, tokenizer, stop_ids).save_pretrained(weights)
-    (weights / "README.md").write_text(card, encoding="utf-8")
+    readme = weights / "README.md"
+    readme.write_text(card, encoding="utf-8")
+    # safetensors closes its files to all but this user, and a model is served by another one.
+    for file in weights.iterdir():
+        if file.is_file():
+            file.chmod(readme.stat().st_mode)
     _check(weights)
     files.replace_folder(weights, model)
 
