@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 
 from steps import addresses, files, flags, logs, record
 from steps.errors import StepError, Terminated, UsageError, volume_error
-from steps.params import Bound, StepParams, is_secret, shown
+from steps.params import Bound, StepParams, is_secret, may_hold_secret, shown
 from steps.record import Asset, Record, Result
 from steps.workspace import Workspace
 
@@ -68,6 +68,7 @@ def run(
 
         end_with_parent(int(parent))
     _quiet_libraries()
+    _share_cores()
     arguments = sys.argv[1:] if argv is None else argv
     logs.set_up(params.step, "INFO")
     debug = "--verbosity=DEBUG" in arguments or "DEBUG" in arguments
@@ -110,7 +111,12 @@ def _parse(params: type[P], argv: Sequence[str]) -> tuple[P, Bound, bool]:
         for problem in problems
     ]
     checking = given.pop("check")
-    given |= {name: value for name in secret if (value := os.environ.get(flags.variable(name)))}
+    carried = {
+        name: os.environ[flags.variable(name)]
+        for name, field in params.model_fields.items()
+        if may_hold_secret(field) and flags.variable(name) in os.environ
+    }
+    given = carried | given
     values, wrong = flags.validate(
         params, {name: value for name, value in given.items() if name in params.model_fields}
     )
@@ -191,9 +197,8 @@ def _hide_secrets(params: StepParams) -> None:
             logs.hide(value.get_secret_value().strip())
         elif isinstance(value, str):
             for uri, _ in addresses.split(value):
-                if logs.public_uri(uri) != uri:
-                    logs.hide(uri.partition("?")[2])
-                    logs.hide(uri.partition("://")[2].partition("@")[0] if "@" in uri else "")
+                for text in logs.uri_secrets(uri):
+                    logs.hide(text)
 
 
 def _fail(error: object, code: int, debug: bool) -> NoReturn:
@@ -215,3 +220,12 @@ def _quiet_libraries() -> None:
         "TQDM_DISABLE": "1",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def _share_cores() -> None:
+    """Threads of a computation wait for one another asleep, not spinning.
+
+    On cores that other work shares, a spinning thread keeps the one that it waits for from running:
+    training of small models is ten times slower then, by measurement. OpenMP reads it as torch loads.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

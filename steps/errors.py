@@ -81,6 +81,7 @@ class Terminated(SystemExit):
 
 
 _VOLUME_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
+_ACCESS_ERRNOS = {errno.EACCES, errno.EPERM}
 
 
 # Libraries in other languages tell it in their own words: safetensors, and torch's file writer.
@@ -88,7 +89,7 @@ _VOLUME_TEXTS = ("No space left on device", "enforce fail at inline_container.cc
 
 
 def volume_error(error: BaseException) -> VolumeError | None:
-    """The VolumeError behind `error`, where a full, read-only or broken volume caused it.
+    """The VolumeError behind `error`, where a volume that is full, broken or not ours caused it.
 
     Libraries wrap the operating system's error in their own, so its causes are looked at too.
     """
@@ -98,6 +99,11 @@ def volume_error(error: BaseException) -> VolumeError | None:
             where = f"{seen.filename}: " if seen.filename else ""
             return VolumeError(
                 f"{where}{seen.strerror}: free or enlarge the volume, then run the same command"
+            )
+        if isinstance(seen, OSError) and seen.errno in _ACCESS_ERRNOS and seen.filename:
+            return VolumeError(
+                f"{seen.filename}: {seen.strerror}: let the user {os.getuid()} use it, "
+                "then run the same command"
             )
         if any(text in str(seen) for text in _VOLUME_TEXTS):
             return VolumeError(

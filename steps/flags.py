@@ -16,7 +16,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from steps.errors import UsageError
-from steps.params import CLUSTER, FURTHER, MAN, choices, is_secret, marked, type_name
+from steps.params import (
+    CLUSTER,
+    FURTHER,
+    MAN,
+    choices,
+    is_secret,
+    marked,
+    may_hold_secret,
+    type_name,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -27,7 +36,7 @@ def flag(name: str) -> str:
 
 
 def variable(name: str) -> str:
-    """The environment variable that carries a secret field, so that it is in no argument list."""
+    """The environment variable that carries a field which may hold a secret (`may_hold_secret`)."""
     return f"SFT_{name.upper()}"
 
 
@@ -140,6 +149,15 @@ def step_parser(
     ]
     if secrets:
         parser.add_argument_group("secrets, from the environment only", "\n".join(secrets))
+    others = [
+        f"{variable(name)}  in place of {flag(name)}"
+        for name, field in params.model_fields.items()
+        if may_hold_secret(field) and not is_secret(field)
+    ]
+    if others:
+        parser.add_argument_group(
+            "from the environment too, since flags stand in the process list", "\n".join(others)
+        )
     engine = parser.add_argument_group("set by the engine")
     for name, field in params.model_fields.items():
         if is_secret(field):
@@ -215,29 +233,42 @@ def _told(problem: Any, model: type[BaseModel], label: Mapping[str, str]) -> str
     name = str(problem["loc"][0]) if problem["loc"] else ""
     shown = label.get(name, flag(name)) if name else model.__name__
     if problem["type"] == "missing":
-        return f"{shown} is required"
+        return missing(shown)
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     field = model.model_fields.get(name)
-    if field is not None and is_secret(field):
+    if field is not None and may_hold_secret(field):
         return f"{shown}: {message}"
     return f"{shown}: {message}, got {problem['input']!r}"
 
 
+def missing(shown: str) -> str:
+    """What is said of a required field without a value."""
+    return f"{shown} is required"
+
+
 def arguments(params: BaseModel) -> list[str]:
-    """The argument list that gives these values; only those that were set, and no secrets."""
+    """The argument list that gives the values that were set, but for what `environment` carries.
+
+    Which of the two carries a field is decided by its declaration (`may_hold_secret`), never by its
+    value, so an engine that knows no values yet divides its parameters in the same way.
+    """
     fields = type(params).model_fields
     return [
         f"{flag(name)}={as_text(getattr(params, name))}"
         for name in fields
-        if name in params.model_fields_set and not is_secret(fields[name])
+        if name in params.model_fields_set and not may_hold_secret(fields[name])
     ]
 
 
 def environment(params: BaseModel) -> dict[str, str]:
-    """The environment variables that carry the secret values."""
+    """The variables that give the other values that were set: those that may hold a secret.
+
+    A step reads `variable(name)` of each such field; an empty one is an empty value, a missing one
+    means the default. Fields that are no secrets by their type have a flag too, for people; it wins.
+    """
     return {
         variable(name): as_text(getattr(params, name))
         for name, field in type(params).model_fields.items()
-        if is_secret(field) and name in params.model_fields_set
+        if may_hold_secret(field) and name in params.model_fields_set
     }

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from steps import addresses
 
@@ -35,6 +35,17 @@ def public_uri(uri: str) -> str:
     return "".join(_public(part) for part in addresses.parts(uri))
 
 
+def uri_secrets(uri: str) -> list[str]:
+    """What `public_uri` leaves out of one address."""
+    if "://" not in uri:
+        return []
+    try:
+        user, query = _credentials(urlsplit(uri))
+    except ValueError:
+        return [uri.partition("?")[2]]
+    return [text for text in (user, user.partition(":")[2], query) if text]
+
+
 def _public(part: str) -> str:
     if "://" not in part:
         return part
@@ -43,9 +54,22 @@ def _public(part: str) -> str:
         parts = urlsplit(uri)
     except ValueError:  # no address: whoever opens it says so
         return part.partition("?")[0]
-    host = parts.netloc.rpartition("@")[2]
-    query = "**********" if parts.query else ""
-    return part.removesuffix(uri) + urlunsplit(parts._replace(netloc=host, query=query))
+    user, query = _credentials(parts)
+    if not user and not query:
+        return part
+    shown = parts._replace(
+        netloc=parts.netloc.rpartition("@")[2] if user else parts.netloc,
+        query="**********" if query else parts.query,
+    )
+    return part.removesuffix(uri) + urlunsplit(shown)
+
+
+def _credentials(parts: SplitResult) -> tuple[str, str]:
+    """User with password, and query: each empty where the scheme has another use for its sign."""
+    revision = parts.scheme in ("hf", "oci")  # follows an @
+    wildcard = parts.scheme in ("hf", "oci", "pvc", "s3")  # a ? is one
+    user = "" if revision else parts.netloc.rpartition("@")[0]
+    return user, "" if wildcard else parts.query
 
 
 class Formatter(logging.Formatter):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr
 from pydantic.fields import FieldInfo
 
 from steps.logs import public_uri
@@ -31,6 +31,7 @@ MAN = Marker("man")
 FURTHER = Marker("further")
 CLUSTER = Marker("cluster")
 MASKED = Marker("masked")
+ADDRESS = Marker("address")
 OPERATIONAL = Marker("operational")
 
 Man = Annotated[T, MAN]
@@ -41,6 +42,8 @@ Cluster = Annotated[T, CLUSTER, OPERATIONAL]
 """Only a cluster can serve it: elsewhere any value but the default is refused."""
 Masked = Annotated[T, MASKED]
 """May hold secrets: masked in logs and records."""
+Address = Annotated[T, ADDRESS]
+"""May hold a password or a presigned link's signature: these are masked in logs and records."""
 Operational = Annotated[T, OPERATIONAL]
 """Says how the work is done, not what comes out: not part of the fingerprint."""
 
@@ -64,6 +67,17 @@ class StepParams(BaseModel):
     """Kubernetes Secrets that the step may need."""
 
 
+def _not_in_a_file(path: Path) -> Path:
+    for place in (path, *path.parents):
+        if place.is_file():
+            raise ValueError(f"{place} is a file, not a folder")
+    return path
+
+
+Folder = Annotated[Path, AfterValidator(_not_in_a_file)]
+"""A folder that is there or can be made."""
+
+
 class Bound(BaseModel):
     """What the engine tells every step of its run; no workflow parameter shows it."""
 
@@ -71,11 +85,11 @@ class Bound(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True
     )
 
-    workspace: Path
+    workspace: Folder
     """Folder of the run, on a volume that its steps share."""
-    cache: Path | None = None
+    cache: Folder | None = None
     """Folder shared between runs: base models and data sets of the hub. Default: `cache` in the workspace."""
-    outputs: Path | None = None
+    outputs: Folder | None = None
     """Folder for small results, one file a name, as an engine collects them."""
     claims: Path = Path("/claims")
     """Folder where claims for pvc:// addresses are mounted, each under its name."""
@@ -99,8 +113,27 @@ def marked(field: FieldInfo, marker: Marker) -> bool:
 
 
 def is_secret(field: FieldInfo) -> bool:
-    """Whether the field's value must never stand in an argument list."""
+    """Whether the field's value is a secret: never in an argument list, nor shown or kept."""
     return field.annotation is SecretStr
+
+
+def may_hold_secret(field: FieldInfo) -> bool:
+    """Whether engines hand the value over in the environment, not in an argument list."""
+    return is_secret(field) or marked(field, MASKED) or marked(field, ADDRESS)
+
+
+def withheld(params: StepParams) -> set[str]:
+    """Names of the fields whose value may not be kept as it is: a secret is, or may be, in it."""
+    fields, values, public = (
+        type(params).model_fields,
+        params.model_dump(mode="json"),
+        shown(params),
+    )
+    return {
+        name
+        for name, field in fields.items()
+        if is_secret(field) or (may_hold_secret(field) and public[name] != values[name])
+    }
 
 
 def type_name(field: FieldInfo) -> str:

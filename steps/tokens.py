@@ -264,9 +264,14 @@ class ChatTokenizer:
 def read_template(path: Path) -> str:
     """The text of a chat template's file (DataError where it cannot be read)."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: the chat template cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: the chat template cannot be read: {error}") from error
+    if not text.strip():
+        raise DataError(f"{path}: the chat template is empty")
+    return text
 
 
 def use_all_cores() -> None:

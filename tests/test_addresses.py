@@ -40,6 +40,25 @@ def test_several_addresses_may_have_weights(text: str, found: list[tuple[str, st
     assert addresses.split(text) == found
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "hf://name@main",
+        "hf://name@v1?",
+        "oci://image@sha256:00",
+        "s3://b/part-?.jsonl",
+        "pvc://c/?",
+    ],
+)
+def test_a_revision_or_a_wildcard_is_no_secret(uri: str) -> None:
+    assert logs.public_uri(uri) == uri
+    assert logs.uri_secrets(uri) == []
+
+
+def test_what_is_not_shown_of_an_address_is_what_is_hidden_elsewhere() -> None:
+    assert logs.uri_secrets("https://u:word@h/a@b?sig=x") == ["u:word", "word", "sig=x"]
+
+
 def test_no_secret_of_any_address_is_shown() -> None:
     text = "1*https://u:word1@h/a?sig=word2\n2*s3://b/my key 3*http://u:word3@h/b?sig=word4"
     assert logs.public_uri(text) == (

@@ -13,7 +13,7 @@ import yaml
 
 from steps.params import is_secret
 from tests.argo_controller import ArgoError, Controller, Outcome, again
-from tests.clusters import CLUSTERS, cluster
+from tests.cluster_settings import CLUSTERS, cluster
 from tests.servers.model_registry import ModelRegistryServer
 from tests.test_sft import make_task
 from tests.test_training_cpu import write_chats

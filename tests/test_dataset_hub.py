@@ -218,14 +218,17 @@ def test_a_hub_that_fails_for_now_is_asked_again(hub: Hub, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
-def test_what_lies_here_by_the_same_name_is_suggested(
+def test_what_lies_here_by_the_same_name_is_suggested_before_the_hub_is_asked(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "org" / "none").mkdir(parents=True)
-    failed = run(hub, tmp_path / "run", "org/none", HF_TOKEN=TOKEN)
-    assert failed.returncode == 65
-    assert f"write {tmp_path}/org/none" in failed.stderr
+    (tmp_path / "org" / "plain").mkdir(parents=True)
+    before = len(hub.requests)
+    failed = run(hub, tmp_path / "run", "org/plain")
+    assert failed.returncode == 64
+    assert f"write {tmp_path}/org/plain for what lies here, or hf://org/plain" in failed.stderr
+    assert len(hub.requests) == before
+    assert run(hub, tmp_path / "run", "hf://org/plain").returncode == 0
 
 
 def test_check_writes_nothing(hub: Hub, tmp_path: Path) -> None:

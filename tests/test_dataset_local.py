@@ -83,9 +83,13 @@ def test_a_file_that_lies_here_is_suggested_by_its_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "data" / "mine" / "chats.jsonl", [chat(1)])
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=f"write {tmp_path}/data/mine/chats.jsonl"):
-        check(tmp_path / "run", "data/mine/chats.jsonl")
+    for folder, address in (
+        (tmp_path, "data/mine/chats.jsonl"),
+        (tmp_path / "data" / "mine", "chats.jsonl"),
+    ):
+        monkeypatch.chdir(folder)
+        with pytest.raises(UsageError, match=f"write {tmp_path}/data/mine/chats.jsonl"):
+            check(tmp_path / "run", address)
 
 
 def test_a_claim_is_read_where_it_is_mounted(tmp_path: Path) -> None:

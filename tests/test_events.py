@@ -8,7 +8,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from steps.errors import UsageError
-from tests.clusters import EVENTS, cluster
+from tests.cluster_settings import EVENTS, cluster
 from workflows import events
 from workflows.settings import Events
 

@@ -60,6 +60,13 @@ def test_starting_at_a_later_step_uses_what_is_there(tmp_path: Path) -> None:
     assert metric(tmp_path, "double") == 9
 
 
+def test_a_secret_given_to_all_steps_wakes_none_that_is_left_out(tmp_path: Path) -> None:
+    run({"number": 3}, tmp_path, pipeline=TOY)
+    given = {"password": "hunter2-hunter2", "times": 3}
+    assert set(run(given, tmp_path, pipeline=TOY, start="double")) == {"double"}
+    assert set(run({"number": 4}, tmp_path, pipeline=TOY, start="double")) == {"count", "double"}
+
+
 def test_starting_at_a_later_step_without_what_it_needs_says_so(tmp_path: Path) -> None:
     with pytest.raises(StepFailedError) as failure:
         run({}, tmp_path, pipeline=TOY, start="double")
@@ -105,6 +112,98 @@ def test_a_secret_travels_by_the_environment_and_is_not_kept(tmp_path: Path) -> 
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert any("the password is **********" in text for text in written)
     assert all("hunter2" not in text for text in written)
+
+
+SIGNED = "https://host/chats.jsonl?signature=s1gned-s1gned"
+MAY_BE_SECRET = {"variables": "TOKEN=hunter2-hunter2", "source": SIGNED}
+
+
+def test_what_may_hold_a_secret_reaches_the_step_by_no_argument_list(tmp_path: Path) -> None:
+    run({"number": 3, **MAY_BE_SECRET}, tmp_path, pipeline=TOY)
+    assert (tmp_path / "given.txt").read_text() == f"TOKEN=hunter2-hunter2 {SIGNED}"
+    arguments = (tmp_path / "arguments.txt").read_text()
+    assert "--number=3" in arguments
+    assert "hunter2" not in arguments
+    assert "s1gned" not in arguments
+
+
+def test_a_variable_of_the_users_own_sets_no_parameter_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFT_VARIABLES", "B=2")
+    run({"number": 3}, tmp_path, pipeline=TOY)
+    assert (tmp_path / "given.txt").read_text() == "A=1 "
+
+
+@pytest.mark.parametrize("name", MAY_BE_SECRET)
+def test_a_value_that_may_hold_a_secret_is_asked_for_again_not_replaced_by_an_older_one(
+    tmp_path: Path, name: str
+) -> None:
+    first = {"variables": "", "source": "/data/chats.jsonl"}
+    run({"number": 3, **first}, tmp_path, pipeline=TOY)
+    run({}, tmp_path, pipeline=TOY)  # what holds no secret is kept
+    run({name: MAY_BE_SECRET[name]}, tmp_path, pipeline=TOY)
+    assert MAY_BE_SECRET[name] not in (tmp_path / "params.yaml").read_text()
+    with pytest.raises(UsageError, match=f"--{name}: its value is not kept.*give it again"):
+        run({"times": 3}, tmp_path, pipeline=TOY)
+    assert set(run({"times": 3}, tmp_path, pipeline=TOY, start="double")) == {"double"}
+    run({name: first[name]}, tmp_path, pipeline=TOY)
+    run({}, tmp_path, pipeline=TOY)
+
+
+def test_one_parameter_by_two_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="phase_01_count_man_number and count-number are one"):
+        run({"phase_01_count_man_number": 3, "count-number": 4}, tmp_path, pipeline=TOY)
+
+
+def test_a_process_that_a_step_leaves_behind_neither_holds_up_the_run_nor_survives_it(
+    tmp_path: Path,
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(
+        [sys.executable, "-c", ENGINE, str(tmp_path / "run"), "number=3", f"leave={pipe}"]
+    ) as engine:
+        with pipe.open() as held:
+            assert held.read() == ""  # the end: nobody holds the pipe any more
+        assert engine.wait() == 0
+
+
+def test_what_is_no_folder_is_a_mistake_of_use(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UsageError, match=r"the run's folder: .*file is a file, not a folder"):
+        run({"number": 3}, file / "run", pipeline=TOY)
+    with pytest.raises(UsageError, match=r"--cache: .*file is a file, not a folder"):
+        run({"number": 3}, tmp_path / "run", pipeline=TOY, cache=file)
+
+
+def test_a_broken_file_of_parameters_is_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("- 3\n")
+    with pytest.raises(UsageError, match=r"params\.yaml: not a mapping"):
+        run({"number": 3}, tmp_path, pipeline=TOY)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)]
+)
+def test_a_run_stopped_in_its_checks_leaves_no_process(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    workspace = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", ENGINE, str(workspace), "number=3", f"wait_check={pipe}"],
+        stderr=subprocess.DEVNULL,
+    ) as engine:
+        with pipe.open("w") as held:  # opened once the check reads
+            engine.send_signal(number)
+            engine.wait()
+            with pytest.raises(BrokenPipeError):  # nobody reads any more
+                os.write(held.fileno(), b"go on")
+    assert engine.returncode == code
+    assert not (workspace / "count.txt").exists()
 
 
 @pytest.mark.parametrize(

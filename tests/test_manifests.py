@@ -14,7 +14,7 @@ import yaml
 
 from steps.errors import UsageError
 from tests import argo_schemas
-from tests.clusters import CLUSTERS, EVENTS, SCHEDULE, cluster
+from tests.cluster_settings import CLUSTERS, EVENTS, SCHEDULE, cluster
 from tests.conftest import ROOT
 from tests.toy.pipeline import TOY
 from workflows import SFT, Pipeline, Step, cli, documents, lint, manifests, settings

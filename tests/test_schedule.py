@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from steps.errors import UsageError
-from tests.clusters import SCHEDULE, cluster
+from tests.cluster_settings import SCHEDULE, cluster
 from workflows.schedule import cron_workflow
 from workflows.settings import Schedule
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from steps.errors import UsageError
-from tests.clusters import EVENTS, SCHEDULE
+from tests.cluster_settings import EVENTS, SCHEDULE
 from workflows import manifests, settings
 
 FLAT = [

@@ -32,7 +32,7 @@ from hera.workflows import (
 from hera.workflows import models as m
 
 from steps import flags
-from steps.params import POD, choices, is_secret, type_name
+from steps.params import POD, choices, may_hold_secret, type_name
 from workflows import access, security, storage, values
 from workflows.documents import to_yaml
 from workflows.objects import labels
@@ -254,7 +254,7 @@ def arguments(step: Step, settings: Settings) -> list[str]:
         *(
             f"{flags.flag(name)}={tag(step, name)}"
             for name, field in step.params.model_fields.items()
-            if not is_secret(field)
+            if not may_hold_secret(field)
         ),
     ]
 
@@ -273,7 +273,7 @@ def environment(step: Step, settings: Settings) -> list[Env | SecretEnv]:
         *(
             Env(name=flags.variable(name), value=tag(step, name))
             for name, field in step.params.model_fields.items()
-            if is_secret(field)
+            if may_hold_secret(field)
         ),
     ]
 

@@ -21,6 +21,8 @@ class Console:
         self._terminal = Terminal(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
         self._bars: Any = None
         self._tasks: dict[str, TaskID] = {}
+        self.has_started = False
+        """Whether any step has been started."""
 
     def __enter__(self) -> "Console":
         """Show bars from here on, if this is a terminal."""
@@ -57,6 +59,11 @@ class Console:
         if self._bars:
             self._bars.stop()
 
+    @property
+    def has_bars(self) -> bool:
+        """Whether progress is seen without a line for it."""
+        return self._bars is not None
+
     def note(self, text: str) -> None:
         """A line of the run itself."""
         self.line("sft", "INFO", text)
@@ -82,6 +89,7 @@ class Console:
 
     def started(self, name: str) -> None:
         """A step has started."""
+        self.has_started = True
         if self._bars:
             self._tasks[name] = self._bars.add_task(name, total=None)
 

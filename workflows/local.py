@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -27,7 +27,7 @@ from steps import files, flags, record
 from steps.entrypoint import PARENT
 from steps.errors import StepError, Terminated, UsageError
 from steps.logs import redact
-from steps.params import Bound, StepParams, is_secret, shown
+from steps.params import Bound, StepParams, is_secret, shown, withheld
 from steps.record import Record
 from steps.workspace import Workspace
 from workflows import values
@@ -37,6 +37,8 @@ from workflows.pipeline import SFT, Pipeline, Step
 Verbosity = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 _SECONDS_TO_STOP = 60
+_SECONDS_TO_DRAIN = 5
+"""For the last lines of a step that has ended, should a process that left its group hold the pipe."""
 _ASIDES_SHOWN = 20
 _TOLD = {64, 65, 74, 75, 77, 78, 130, 143}
 """Exit codes whose reason the step has told in a line of its own."""
@@ -56,9 +58,7 @@ class StepFailedError(StepError):
 class _Options:
     pipeline: Pipeline
     start: str | None
-    cache: Path
-    claims: Path
-    verbosity: Verbosity
+    bound: Bound
 
 
 def default_cache() -> Path:
@@ -103,27 +103,42 @@ def run(
         StepFailedError: A check or a step failed; `exit_code` is the step's.
     """
     console = console or Console(quiet=True)
-    options = _Options(pipeline, start, cache or default_cache(), claims, verbosity)
-    folder = Workspace(workspace.absolute())
+    bound = _bound(workspace, cache or default_cache(), claims, verbosity)
+    options = _Options(pipeline, start, bound)
+    folder = Workspace(bound.workspace)
     chosen = _parameters(parameters, options, folder, problems)
-    if check_only:
-        _check(chosen, options, folder, console)
-        return {}
-    with _locked(folder, console) as lock:
-        _check(chosen, options, folder, console)
-        _keep_parameters(chosen, options, folder)
-        _Engine(chosen, options, folder, console, lock).run()
+    with _terminable():
+        if check_only:
+            _check(chosen, options, folder, console)
+            return {}
+        with _locked(folder, console) as lock:
+            _check(chosen, options, folder, console)
+            _keep_parameters(chosen, options, folder, console)
+            _Engine(chosen, options, folder, console, lock).run()
     found = {name: record.read(folder, name) for name in chosen}
     return {name: done for name, done in found.items() if done}
+
+
+def _bound(workspace: Path, cache: Path, claims: Path, verbosity: Verbosity) -> Bound:
+    """What the steps are told of the run; UsageError where it cannot be."""
+    given = {
+        "workspace": workspace.absolute(),
+        "cache": cache.absolute(),
+        "claims": claims,
+        "verbosity": verbosity,
+        "run_name": workspace.absolute().name,
+    }
+    bound, problems = flags.validate(Bound, given, {"workspace": "the run's folder"})
+    values.refuse(problems)
+    assert bound is not None
+    return bound
 
 
 def _parameters(
     given: Mapping[str, Any], options: _Options, workspace: Workspace, known: Sequence[str]
 ) -> dict[str, StepParams]:
     """The models of the steps that are to run."""
-    kept: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError):
-        kept = yaml.safe_load(_parameters_file(workspace).read_text(encoding="utf-8")) or {}
+    kept = values.from_file(_parameters_file(workspace), missing_ok=True)
     assigned, problems = values.assign(options.pipeline, kept, given)
     own, _ = values.assign(options.pipeline, given)
     order = [step.name for step in options.pipeline.steps]
@@ -149,22 +164,34 @@ def _parameters_file(workspace: Workspace) -> Path:
 
 
 def _keep_parameters(
-    chosen: Mapping[str, StepParams], options: _Options, workspace: Workspace
+    chosen: Mapping[str, StepParams], options: _Options, workspace: Workspace, console: Console
 ) -> None:
-    """Write what was set, so that a resumed run has it; what may be a secret is not kept."""
+    """Write what was set, so that a resumed run has it.
+
+    Of a value that may hold a secret the name alone is kept, so that going on without it is refused.
+    Secrets leave no trace: a step that needs one looks for it in the environment too.
+    """
     path = _parameters_file(workspace)
-    kept: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError):
-        kept = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for parameter in options.pipeline.parameters():
+    kept = values.from_file(path, missing_ok=True)
+    lost = []
+    for names in values.names(options.pipeline):
+        parameter = names.parameter
         model = chosen.get(parameter.step.name)
-        name = parameter.field_name
-        if model is None or name not in model.model_fields_set:
+        field = parameter.field_name
+        if model is None or field not in model.model_fields_set or is_secret(parameter.field):
             continue
-        value = model.model_dump(mode="json")[name]
-        if shown(model)[name] == value and not is_secret(parameter.field):
-            kept[parameter.name] = value
-    files.write(path, yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+        kept[parameter.name] = model.model_dump(mode="json")[field]
+        if field in withheld(model):
+            kept[parameter.name] = None
+            lost.append(names.flag)
+    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    if lost:
+        text = f"# null: not kept, since it may hold a secret\n{text}"
+        console.note(
+            f"{' and '.join(lost)} may hold a secret and is not kept with the run: "
+            "to go on later, give it again"
+        )
+    files.write(path, text)
 
 
 def _check(
@@ -179,36 +206,33 @@ def _check(
     if not todo:
         return
     console.note(f"checking {', '.join(todo)}")
-    commands = {
-        name: subprocess.Popen(
-            [*_command(options.pipeline.step(name), chosen[name], options, workspace), "--check"],
-            env=_environment(chosen[name]),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-        )
-        for name in todo
-    }
-    failed = []
+    lines: _Lines = queue.Queue()
+    running: dict[str, _Process] = {}
+    told: dict[str, list[tuple[str | None, str]]] = {name: [] for name in todo}
+    codes: dict[str, int] = {}
     try:
-        for name, process in commands.items():
-            output, _ = process.communicate()
-            lines = [_told(line) for line in output.splitlines()]
-            for level, text in lines:
-                if level in ("WARNING", "ERROR", "CRITICAL") or process.returncode:
-                    console.line(name, level, text)
-            if process.returncode:
-                failed.append((name, _code(process.returncode)))
-    finally:
-        for process in commands.values():
-            if process.poll() is None:
-                process.kill()
+        for name in todo:
+            command = [*_command(options.pipeline.step(name), chosen[name], options), "--check"]
+            running[name] = _Process(name, command, _environment(chosen[name]), lines)
+        while running:
+            name, line = lines.get()
+            if line is not None:
+                told[name].append(_told(line))
+                continue
+            codes[name] = running.pop(name).end()
+    except BaseException:
+        _stop(running.values())
+        raise
+    for name in todo:
+        for level, text in told[name]:
+            if level in ("WARNING", "ERROR", "CRITICAL") or codes[name]:
+                console.line(name, level, text)
+    failed = [name for name in todo if codes[name]]
     if failed:
-        names = " and ".join(name for name, _ in failed)
         raise StepFailedError(
-            failed[0][0], failed[0][1], f"the check of {names} failed; nothing was started"
+            failed[0],
+            codes[failed[0]],
+            f"the check of {' and '.join(failed)} failed; nothing was started",
         )
 
 
@@ -227,18 +251,18 @@ class _Engine:
         self._console, self._lock = console, lock
         self._waiting = [step for step in options.pipeline.steps if step.name in chosen]
         self._running: dict[str, _Process] = {}
-        self._lines: queue.Queue[tuple[str, str | None]] = queue.Queue()
+        self._lines: _Lines = queue.Queue()
         self._asides: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=_ASIDES_SHOWN))
 
     def run(self) -> None:
         """Run all; raise StepFailedError at the first step that fails, once the others have stopped."""
         try:
-            with _terminable():
-                self._start_ready()
-                while self._running:
-                    self._turn()
+            self._start_ready()
+            while self._running:
+                self._turn()
         except BaseException:
-            self._stop()
+            _stop(self._running.values())
+            self._tell_the_rest()
             raise
 
     def _start_ready(self) -> None:
@@ -247,8 +271,8 @@ class _Engine:
             if not open_steps & set(step.needs):
                 self._waiting.remove(step)
                 self._running[step.name] = _Process(
-                    step,
-                    _command(step, self._chosen[step.name], self._options, self._workspace),
+                    step.name,
+                    _command(step, self._chosen[step.name], self._options),
                     _environment(self._chosen[step.name]),
                     self._lines,
                     self._lock,
@@ -286,15 +310,11 @@ class _Engine:
             with path.open("a", encoding="utf-8") as log:
                 log.write(redact(line) + "\n")
             self._asides[name].append(text)
-            if self._options.verbosity != "DEBUG":
+            if self._options.bound.verbosity != "DEBUG":
                 return
         self._console.line(name, level, text)
 
-    def _stop(self) -> None:
-        for process in self._running.values():
-            process.terminate()
-        for process in self._running.values():
-            process.end(_SECONDS_TO_STOP)
+    def _tell_the_rest(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 name, line = self._lines.get_nowait()
@@ -302,16 +322,20 @@ class _Engine:
                     self._tell(name, line)
 
 
+_Lines = queue.Queue[tuple[str, str | None]]
+"""Lines of several steps, each after its step's name; None is the step's end."""
+
+
 class _Process:
-    """A step's process, its lines sent to a queue; None in the queue is its end."""
+    """A step's process and all that it starts, in a group of their own; its lines go to a queue."""
 
     def __init__(
         self,
-        step: Step,
+        name: str,
         command: list[str],
         environment: dict[str, str],
-        lines: "queue.Queue[tuple[str, str | None]]",
-        lock: int,
+        lines: _Lines,
+        lock: int | None = None,
     ) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="sft-")
         self._progress = Path(self._scratch.name) / "progress"
@@ -328,15 +352,25 @@ class _Process:
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches the engine alone, which then ends the steps
-            pass_fds=(lock,),  # a step that outlives a killed engine keeps the run locked
+            # A step that outlives a killed engine keeps the run locked.
+            pass_fds=() if lock is None else (lock,),
         )
-        self._reader = threading.Thread(target=self._read, args=(step.name, lines), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(name, lines), daemon=True)
         self._reader.start()
+        self._watcher = threading.Thread(target=self._watch, args=(name, lines), daemon=True)
+        self._watcher.start()
 
-    def _read(self, name: str, lines: "queue.Queue[tuple[str, str | None]]") -> None:
+    def _read(self, name: str, lines: _Lines) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            lines.put((name, line.rstrip("\n")))
+        with self._process.stdout as output:
+            for line in output:
+                lines.put((name, line.rstrip("\n")))
+
+    def _watch(self, name: str, lines: _Lines) -> None:
+        """Report the end when the step itself has ended, whoever still holds its output."""
+        self._process.wait()
+        self._signal(signal.SIGKILL)  # what it has left behind
+        self._reader.join(_SECONDS_TO_DRAIN)
         lines.put((name, None))
 
     def progress(self) -> tuple[int, int] | None:
@@ -349,34 +383,34 @@ class _Process:
 
     def terminate(self) -> None:
         """Ask the step to stop and keep its state."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
 
     def end(self, patience: float | None = None) -> int:
         """Wait for the end, for `patience` seconds at most before it is killed; its exit code."""
-        try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._watcher.join(patience)
+        if self._watcher.is_alive():
+            self._signal(signal.SIGKILL)
+            self._watcher.join()
         self._scratch.cleanup()
         return _code(self._process.returncode)
 
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
-def _command(step: Step, params: StepParams, options: _Options, workspace: Workspace) -> list[str]:
-    bound = Bound(
-        workspace=workspace.root,
-        cache=options.cache.absolute(),
-        claims=options.claims,
-        verbosity=options.verbosity,
-        run_name=workspace.root.name,
-    )
+
+def _stop(processes: Collection[_Process]) -> None:
+    """End them all, side by side."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.end(_SECONDS_TO_STOP)
+
+
+def _command(step: Step, params: StepParams, options: _Options) -> list[str]:
     told = [
         argument
-        for argument in flags.arguments(bound)
+        for argument in flags.arguments(options.bound)
         # evaluate's own log level is its own parameter
         if argument.partition("=")[0] not in map(flags.flag, type(params).model_fields)
     ]
@@ -385,7 +419,14 @@ def _command(step: Step, params: StepParams, options: _Options, workspace: Works
 
 
 def _environment(params: StepParams) -> dict[str, str]:
-    return {**os.environ, **flags.environment(params), "PYTHONUNBUFFERED": "1"}
+    # Variables of the user's own that look like parameters count for nothing: the run's file and
+    # record would not tell of them.
+    inherited = set(os.environ) - {flags.variable(name) for name in type(params).model_fields}
+    return {
+        **{name: os.environ[name] for name in inherited},
+        **flags.environment(params),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def _told(line: str) -> tuple[str | None, str]:

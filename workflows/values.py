@@ -4,13 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from steps import flags
-from steps.errors import UsageError
-from steps.params import MAN, StepParams, is_secret, marked, type_name
+from steps.errors import UsageError, volume_error
+from steps.params import MAN, StepParams, is_secret, marked, may_hold_secret, type_name
 from workflows import literals
 from workflows.pipeline import Parameter, Pipeline
 
@@ -19,16 +20,26 @@ RESERVED = frozenset(
         "cache",
         "check",
         "claims",
+        "cluster_template",
+        "context",
+        "dry_run",
+        "entrypoint",
         "from",
         "help",
+        "label",
+        "namespace",
+        "output",
         "params",
         "resume",
         "run_name",
         "runs",
+        "server",
+        "template",
         "verbosity",
+        "watch",
     }
 )
-"""Names that belong to the command itself, so no parameter has them as its short name."""
+"""Names that belong to the commands themselves, so no parameter has them as its short name."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,11 @@ class Names:
     def every(self) -> list[str]:
         """All of them."""
         return [self.parameter.name, self.long, *([self.short] if self.short else [])]
+
+    @property
+    def flag(self) -> str:
+        """The shortest as a flag, for messages."""
+        return flags.flag(self.short or self.long)
 
 
 def names(pipeline: Pipeline) -> list[Names]:
@@ -73,39 +89,90 @@ def shared_secrets(pipeline: Pipeline) -> dict[str, list[Parameter]]:
     return {name: found for name, found in owners.items() if len(found) > 1}
 
 
+def from_file(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
+    """The values that a YAML file holds, by whatever names; UsageError where it cannot be read."""
+    import yaml  # its import would slow every --help
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        if missing_ok and isinstance(error, FileNotFoundError):
+            return {}
+        raise volume_error(error) or UsageError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: not a mapping of names to values")
+    return {str(name): value for name, value in found.items()}
+
+
+def by_name(pipeline: Pipeline, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values by workflow name, and a line for each name that is unknown or repeats another.
+
+    Where a name that sets a secret of several steps is given too, a step's own name wins.
+    """
+    shared = shared_secrets(pipeline)
+    known = {name: [n.parameter] for n in names(pipeline) for name in n.every()} | shared
+    spelt: dict[str, str] = {}
+    found: dict[str, Any] = {}
+    problems = []
+    for spelling, value in sorted(given.items(), key=lambda item: _snake(item[0]) not in shared):
+        name = _snake(spelling)
+        if name not in known:
+            problems.append(_unknown(spelling, name, known))
+            continue
+        meant = name if name in shared else known[name][0].name
+        if meant in spelt:
+            problems.append(
+                f"{spelt[meant]} and {spelling} are one parameter: leave one of them out"
+            )
+        spelt[meant] = spelling
+        found |= {parameter.name: _plain(parameter, value) for parameter in known[name]}
+    return found, problems
+
+
 def assign(
     pipeline: Pipeline, *sources: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Values by step and field, later sources before earlier, and a line for each unknown name."""
-    known = {name: [n.parameter] for n in names(pipeline) for name in n.every()}
-    known |= shared_secrets(pipeline)
+    """Values by step and field, later sources before earlier, and what is wrong with the names."""
+    parameters = {parameter.name: parameter for parameter in pipeline.parameters()}
     values: dict[str, dict[str, Any]] = {step.name: {} for step in pipeline.steps}
     problems = []
     for source in sources:
-        for given, value in source.items():
-            name = str(given).replace("-", "_")
-            if name not in known:
-                problems.append(_unknown(str(given), name, known))
-                continue
-            for parameter in known[name]:
-                values[parameter.step.name][parameter.field_name] = _plain(parameter, value)
+        found, wrong = by_name(pipeline, source)
+        problems += wrong
+        for name, value in found.items():
+            values[parameters[name].step.name][parameters[name].field_name] = value
     return values, problems
 
 
 def build(
     pipeline: Pipeline, values: Mapping[str, Mapping[str, Any]], wanted: Iterable[str]
 ) -> tuple[dict[str, StepParams], list[str]]:
-    """The models of the wanted steps, and a line for each value that does not fit."""
-    label = {
-        (n.parameter.step.name, n.parameter.field_name): flags.flag(n.short or n.long)
-        for n in names(pipeline)
-    }
+    """The models of the wanted steps, and a line for each value that does not fit.
+
+    None stands for a value that a run's file names without holding it.
+    """
+    every = names(pipeline)
     models: dict[str, StepParams] = {}
     problems = []
     for name in wanted:
-        labels = {field: shown for (step, field), shown in label.items() if step == name}
-        model, wrong = flags.validate(pipeline.step(name).params, values[name], labels)
-        problems += wrong
+        params = pipeline.step(name).params
+        labels = {n.parameter.field_name: n.flag for n in every if n.parameter.step.name == name}
+        lost = [
+            field
+            for field, value in values[name].items()
+            if value is None and may_hold_secret(params.model_fields[field])
+        ]
+        problems += [
+            f"{labels[field]}: its value is not kept, since it may hold a secret: give it again"
+            for field in lost
+        ]
+        rest = {field: value for field, value in values[name].items() if field not in lost}
+        model, wrong = flags.validate(params, rest, labels)
+        problems += [
+            line for line in wrong if line not in {flags.missing(labels[field]) for field in lost}
+        ]
         if model is not None:
             models[name] = model
     return models, problems
@@ -141,6 +208,10 @@ def refuse(problems: list[str]) -> None:
     """Raise UsageError with all problems, if there are any."""
     if problems:
         raise UsageError("\n  ".join(problems))
+
+
+def _snake(name: Any) -> str:
+    return str(name).replace("-", "_")
 
 
 def _plain(parameter: Parameter, value: Any) -> Any:

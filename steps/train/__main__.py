@@ -19,11 +19,7 @@ def check(params: TrainParams, run: Run) -> None:
     """The parameters can be served here, and the base model can be trained on chats."""
     local.refuse_what_it_cannot_serve(params)
     found = base_model.check(params.model, run, **_credentials(params))
-    template = found.chat_template
-    if params.chat_template:
-        from steps.tokens import read_template
-
-        template = read_template(Path(params.chat_template))
+    template = _given_template(params) or found.chat_template
     if template:
         ChatTemplate(template).check()
     elif found.examined:
@@ -40,7 +36,7 @@ def inputs(params: TrainParams, run: Run) -> dict[str, Asset]:
         raise DataError(f"{run.workspace.record('dataset')}: not there; run the dataset step first")
     found = {"train": data.outputs["train"], "eval": data.outputs["eval"]}
     found["base_model"] = base_model.pinned(params.model, run, **_credentials(params))
-    if params.chat_template:
+    if _given_template(params):
         path = Path(params.chat_template).absolute()
         found["chat_template"] = Asset(path=str(path), sha256=files.sha256(path))
     return found
@@ -68,6 +64,15 @@ def main(params: TrainParams, run: Run) -> Result:
             "loss-last": f"{trained.metrics['loss_last']:.6g}",
         },
     )
+
+
+def _given_template(params: TrainParams) -> str | None:
+    """The text of `--chat-template`; None without one. DataError where it cannot be read."""
+    if not params.chat_template:
+        return None
+    from steps.tokens import read_template
+
+    return read_template(Path(params.chat_template))
 
 
 def _credentials(params: TrainParams) -> dict[str, str]:

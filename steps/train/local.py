@@ -1,6 +1,7 @@
 """What this machine, or this pod, can serve of a training's parameters, and what only a cluster can."""
 
 import logging
+import re
 
 from steps.errors import UsageError
 from steps.flags import flag
@@ -8,6 +9,9 @@ from steps.params import required_on_cluster_only
 from steps.train.params import TrainParams
 
 log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z_][\w.-]*=")
+_NEXT_PAIR = re.compile(rf"[,\s]*,\s*(?={_NAME.pattern})")
 
 
 def refuse_what_it_cannot_serve(params: TrainParams) -> None:
@@ -33,12 +37,15 @@ def has_gpu() -> bool:
 
 
 def environment(text: str) -> tuple[dict[str, str], list[str]]:
-    """`K=V,K=V` as variables, and what is wrong with it."""
-    pairs = [pair.strip() for pair in text.split(",") if pair.strip()]
-    wrong = [f"--env-vars: {pair!r} is not K=V" for pair in pairs if pair.find("=") < 1]
-    if wrong:
-        return {}, wrong
-    return dict(pair.split("=", 1) for pair in pairs), []
+    """`K=V,K=V` as variables, and what is wrong with it.
+
+    A comma begins the next pair only where a name and `=` follow: `NCCL_SOCKET_IFNAME=eth0,eth1` is
+    one variable. What is wrong is told without the values, which may be secrets.
+    """
+    pairs = [pair for pair in _NEXT_PAIR.split(text.strip(", \n")) if pair]
+    if pairs and not _NAME.match(pairs[0]):
+        return {}, ["--env-vars: it does not begin with a name and '='; write K=V,K=V"]
+    return {name: value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}, []
 
 
 def _on_cpu(params: TrainParams) -> list[str]:

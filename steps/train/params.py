@@ -58,7 +58,7 @@ class TrainParams(StepParams):
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True,NCCL_DEBUG=INFO,"
         "INSTRUCTLAB_NCCL_TIMEOUT_MS=600000"
     )
-    """Environment of the training processes, K=V,K=V."""
+    """Environment of the training processes, K=V,K=V; a comma that no K= follows belongs to the value."""
     hf_token: SecretStr = SecretStr("")
     """Hugging Face token for gated models; prefer the secret hf-token."""
     labels: Cluster[str] = ""

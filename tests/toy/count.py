@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,7 +11,7 @@ from pydantic import NonNegativeInt, SecretStr
 
 from steps import entrypoint, errors, files
 from steps.entrypoint import Run
-from steps.params import Man, StepParams
+from steps.params import Address, Man, Masked, StepParams
 from steps.progress import progress
 from steps.record import Asset, Result
 
@@ -27,11 +29,21 @@ class CountParams(StepParams):
     """Name of an error class to raise, or `bug`, or `full`."""
     fail_check: str = ""
     """Name of an error class that the check raises."""
+    wait_check: str = ""
+    """Path of a named pipe that the check reads."""
+    leave: str = ""
+    """Path of a named pipe that a process, left behind, holds with this one's output."""
     password: SecretStr = SecretStr("")
     """Printed, to see whether it is hidden."""
+    variables: Masked[str] = "A=1"
+    """May hold secrets."""
+    source: Address[str] = ""
+    """An address that may hold a secret."""
 
 
 def check(params: CountParams, run: Run) -> None:
+    if params.wait_check:
+        Path(params.wait_check).read_text()
     if params.fail_check:
         raise getattr(errors, params.fail_check)("the check says no")
 
@@ -47,6 +59,11 @@ def main(params: CountParams, run: Run) -> Result:
         shown.update(params.number)
     path = run.workspace.root / "count.txt"
     files.write(path, str(params.number))
+    files.write(run.workspace.root / "given.txt", f"{params.variables} {params.source}")
+    files.write(run.workspace.root / "arguments.txt", "\n".join(sys.orig_argv))
+    if params.leave:
+        with Path(params.leave).open("w") as held:
+            subprocess.Popen(["tail", "-f", "/dev/null"], pass_fds=[held.fileno()])
     if params.wait:
         Path(params.wait).read_text()
     if params.fail == "bug":

@@ -125,6 +125,8 @@ def _open(uri: str, params: DatasetParams, run: Run) -> Source:
         from steps.dataset.sources.s3 import S3
 
         return S3(uri, params.s3_auth)
+    if not separator:
+        _refuse_what_lies_here(uri)
     if scheme == "hf" or not separator:
         from steps.dataset.sources.hub import Hub
 
@@ -133,6 +135,16 @@ def _open(uri: str, params: DatasetParams, run: Run) -> Source:
     raise UsageError(
         f"{scheme}://...: no source for the scheme {scheme!r}; there are {known} and absolute paths"
     )
+
+
+def _refuse_what_lies_here(uri: str) -> None:
+    """A name without a scheme is the hub's; who has such a file here has likely meant that."""
+    path = Path(uri).expanduser()
+    if path.exists():
+        raise UsageError(
+            f"{uri}: lies here, but without a scheme it names a data set of the hub: write "
+            f"{path.absolute()} for what lies here, or hf://{uri} for the hub's"
+        )
 
 
 _DATA = re.compile(

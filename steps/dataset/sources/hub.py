@@ -72,7 +72,7 @@ class Address:
         ):
             raise UsageError(
                 f"{uri}: write hf://org/name[:config][@revision][#split] or "
-                f"hf://datasets/org/name[@revision]/path{_lies_here(uri)}"
+                f"hf://datasets/org/name[@revision]/path"
             )
         parts = ("repository", "config", "revision", "path", "split")
         return cls(**{part: found[part] for part in parts})
@@ -254,10 +254,7 @@ class Hub:
                     raise
                 raise self._told(error) from error
 
-        try:
-            return persist(attempt, self.name)
-        except StepError as error:
-            raise type(error)(f"{error}{_lies_here(self.uri)}") from error
+        return persist(attempt, self.name)
 
     def _told(self, error: Exception) -> StepError | TryAgain:
         """What an error of the hub's client or of `datasets` means here."""
@@ -372,10 +369,3 @@ def _verify(path: Path, file: "RepoFile") -> tuple[str, str]:
     )
     wrong = "" if found == listed else f"its checksum is {found}, the hub lists {listed}"
     return wrong, sha256.hexdigest()
-
-
-def _lies_here(uri: str) -> str:
-    """A hint where somebody meant a file of this machine."""
-    if "://" in uri or not Path(uri).exists():
-        return ""
-    return f". For the file that lies here write {Path(uri).absolute()}"

@@ -1,0 +1,1 @@
+"""Runs on a cluster with Argo Workflows: started, followed, listed, stopped, retried."""
