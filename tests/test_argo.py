@@ -289,8 +289,8 @@ def test_only_what_may_pass_by_itself_is_retried(
 
 
 def test_retries_are_limited_and_grow_apart_as_the_settings_say() -> None:
-    policy = {"limit": 2, "duration": "5s", "factor": 3, "cap": "1m"}
-    for version, cap in (("4", {"cap": "1m"}), ("3.6", {})):
+    policy = {"limit": 2, "duration": "5s", "factor": 3, "cap": "1d"}
+    for version, cap in (("4", {"cap": "24h"}), ("3.6", {})):
         for each in template(retry=policy, argo=version)["spec"]["templates"]:
             if "dag" in each:
                 assert "retryStrategy" not in each
@@ -600,9 +600,9 @@ def test_locks_artifacts_deadlines_and_clean_up_are_as_set() -> None:
     found = templates("defaults")
     assert found["dataset-download"]["activeDeadlineSeconds"] == "43200"
     assert "activeDeadlineSeconds" not in found["train"]
-    spec = template(cleanup={"failed_after": "2h"})["spec"]
+    spec = template(cleanup={"failed_after": "2h", "pods_after": "1d"})["spec"]
     assert spec["ttlStrategy"] == {"secondsAfterSuccess": 604800, "secondsAfterFailure": 7200}
-    assert spec["podGC"] == {"strategy": "OnPodSuccess", "deleteDelayDuration": "10m"}
+    assert spec["podGC"] == {"strategy": "OnPodSuccess", "deleteDelayDuration": "24h"}
 
 
 def test_metrics_tell_duration_outcome_and_held_out_loss() -> None:

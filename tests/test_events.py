@@ -127,18 +127,22 @@ def test_fields_of_the_body_fill_the_parameters_they_are_named_for() -> None:
     fields = {
         "data_uri": "data.uri",
         "epochs": "train.epochs",
-        "phase_04_registry_man_name": "name",
+        "version": "version",
     }
     spec = sensor(webhook={"fields": fields})
-    assert passes(spec, webhook_event(data={"uri": "/x"}, train={"epochs": "2"}, name="a"))
+    assert passes(spec, webhook_event(data={"uri": "/x"}, train={"epochs": "2"}, version="1.0.0"))
     assert not passes(spec, webhook_event(data={"uri": "/x"}, train={"epochs": "2"}))
-    assert not passes(spec, webhook_event(data={"uri": "/x"}, train={"epochs": 2}, name="a"))
-    assert not passes(spec, webhook_event(data={"uri": "/x"}, train={"epochs": "{{x}}"}, name="a"))
-    assert not passes(spec, webhook_event(data={"uri": "/x"}, train={"epochs": "$(X)"}, name="a"))
+    assert not passes(spec, webhook_event(data={"uri": "/x"}, train={"epochs": 2}, version="1.0.0"))
+    assert not passes(
+        spec, webhook_event(data={"uri": "/x"}, train={"epochs": "{{x}}"}, version="1.0.0")
+    )
+    assert not passes(
+        spec, webhook_event(data={"uri": "/x"}, train={"epochs": "$(X)"}, version="1.0.0")
+    )
     assert filled(spec["triggers"][0]) == {
         "phase_01_dataset_man_data_uri": "body.data.uri",
         "phase_02_train_man_epochs": "body.train.epochs",
-        "phase_04_registry_man_name": "body.name",
+        "phase_04_registry_man_version": "body.version",
     }
 
 

@@ -108,6 +108,12 @@ def test_times_that_argo_would_not_read_are_refused(cron: str) -> None:
         scheduled(cron=["@daily", cron])
 
 
+@pytest.mark.parametrize("zone", ["Europe/Bern", "Europe", "", "../etc/passwd", "UTC+1", "a b"])
+def test_a_zone_that_there_is_not_is_refused(zone: str) -> None:
+    with pytest.raises(UsageError, match="is no time zone; write one as Europe/Berlin"):
+        scheduled(timezone=zone)
+
+
 def test_an_unknown_zone_and_a_bad_time_are_told_together() -> None:
     with pytest.raises(UsageError) as refused:
         scheduled(timezone="Europe/Bern", cron=["x"])

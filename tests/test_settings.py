@@ -44,6 +44,9 @@ FLAT = [
     ("retry.factor", 0),
     ("retry.cap", "1 day"),
     ("deadlines.train", "soon"),
+    ("deadlines.train", "0s"),
+    ("tolerations.0", {"key": "a", "value": "b"}),
+    ("tolerations.0", {"value": "b", "operator": "Equal"}),
     ("cleanup.pods", "Always"),
     ("cleanup.failed_after", "1w"),
     ("mutex", "a b"),
@@ -220,6 +223,10 @@ def test_an_image_is_named_by_registry_tag_or_digest() -> None:
     assert images.reference("sft-train") == f"quay.io:8443/a/b/sft-train@{digest}"
     assert images.reference("sft-dataset") == "quay.io:8443/a/b/sft-dataset:v1"
     assert settings.Images(tag="v1").reference("x") == "x:v1"
+
+
+def test_go_gets_no_days() -> None:
+    assert [settings.go_duration(text) for text in ("30s", "2d")] == ["30s", "48h"]
 
 
 def test_durations_are_seconds() -> None:

@@ -37,7 +37,7 @@ from workflows import access, security, storage, values
 from workflows.documents import to_yaml
 from workflows.objects import labels
 from workflows.pipeline import SFT, SHAPING, Pipeline, Step, parameter_name
-from workflows.settings import Settings, Toleration, seconds
+from workflows.settings import Settings, Toleration, go_duration, seconds
 
 VOLUME, OUTPUTS, CLAIMS = "/volume", "/outputs", "/claims"
 RUN_FOLDER = "runs/{{workflow.name}}"
@@ -96,7 +96,8 @@ def workflow_template(
         synchronization=_lock(settings),
         metrics=run_metrics(pipeline, settings),
         pod_gc=m.PodGC(
-            strategy=settings.cleanup.pods, delete_delay_duration=settings.cleanup.pods_after
+            strategy=settings.cleanup.pods,
+            delete_delay_duration=go_duration(settings.cleanup.pods_after),
         ),
         ttl_strategy=m.TTLStrategy(
             seconds_after_success=seconds(settings.cleanup.succeeded_after),
@@ -395,9 +396,9 @@ def retry(settings: Settings) -> RetryStrategy:
         retry_policy="Always",
         expression=RETRY_WHEN,
         backoff=m.Backoff(
-            duration=policy.duration,
+            duration=go_duration(policy.duration),
             factor=m.IntOrString(root=str(policy.factor)),
-            cap=None if settings.argo == "3.6" else policy.cap,
+            cap=None if settings.argo == "3.6" else go_duration(policy.cap),
         ),
     )
 

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 
 import steps
@@ -37,6 +38,7 @@ Prefix = Annotated[str, StringConstraints(pattern=r"^([a-z]([-a-z0-9]{0,29}))?$"
 Quantity = Annotated[str, StringConstraints(pattern=QUANTITY)]
 Duration = Annotated[str, StringConstraints(pattern=r"^\d+[smhd]$")]
 """A whole number and a unit: 30s, 10m, 12h, 7d."""
+Deadline = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*[smhd]$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 LabelValue = Annotated[
     str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
@@ -64,6 +66,11 @@ Cidr = Annotated[str, AfterValidator(_network)]
 def seconds(duration: str) -> int:
     """A duration's seconds."""
     return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+def go_duration(duration: str) -> str:
+    """A duration as Go reads it, which has no days."""
+    return f"{int(duration[:-1]) * 24}h" if duration.endswith("d") else duration
 
 
 class Group(BaseModel):
@@ -123,6 +130,14 @@ class Toleration(Group):
     operator: Literal["Exists", "Equal"] = "Exists"
     value: str = ""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Toleration":
+        if self.operator == "Exists" and self.value:
+            raise ValueError("a value needs operator Equal")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("operator Equal needs a key")
+        return self
 
 
 class Gpu(Group):
@@ -192,7 +207,7 @@ class CaBundle(Group):
     config_map: Name
     """ConfigMap in the run's namespace."""
     key: str = Field(default="ca-bundle.crt", pattern=r"^[-\w.]+$")
-    """Entry that holds the certificates."""
+    """Entry that holds the certificates; they stand in place of the image's, so public ones too."""
 
 
 class Schedule(Group):
@@ -336,7 +351,7 @@ class Settings(Group):
     scratch: Quantity = "20Gi"
     """Size of /tmp, the only other place that a step can write to."""
     retry: Retry = Retry()
-    deadlines: dict[str, Duration] = {"dataset": "12h", "evaluate": "24h", "register": "1h"}
+    deadlines: dict[str, Deadline] = {"dataset": "12h", "evaluate": "24h", "register": "1h"}
     """Longest time of one attempt of a step, by step; none where it is not named."""
     cleanup: Cleanup = Cleanup()
     mutex: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
