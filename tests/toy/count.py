@@ -26,7 +26,7 @@ class CountParams(StepParams):
     wait: str = ""
     """Path of a named pipe to read before the end."""
     fail: str = ""
-    """Name of an error class to raise, or `bug`, or `full`."""
+    """Name of an error class to raise, or `bug`, `full` or `forbidden`."""
     fail_check: str = ""
     """Name of an error class that the check raises."""
     wait_check: str = ""
@@ -71,6 +71,8 @@ def main(params: CountParams, run: Run) -> Result:
         raise RuntimeError("a bug")
     if params.fail == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    if params.fail == "forbidden":
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if params.fail:
         raise getattr(errors, params.fail)("count.txt:1: it failed")
     return Result(
