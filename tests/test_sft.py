@@ -204,9 +204,10 @@ def test_a_run_that_is_stopped_in_its_checks_is_not_said_to_go_on(tmp_path: Path
         with subprocess.Popen(
             [*SFT, *map(str, words)], stderr=subprocess.PIPE, text=True
         ) as engine:
-            silent.accept()  # the check asks for the data, and nobody answers
-            engine.send_signal(signal.SIGTERM)
-            _, told = engine.communicate()
+            connection, _ = silent.accept()  # the check asks for the data, and nobody answers
+            with connection:
+                engine.send_signal(signal.SIGTERM)
+                _, told = engine.communicate()
     assert engine.returncode == 143
     assert "stopped; nothing was started" in told
     assert "--resume" not in told
