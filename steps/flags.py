@@ -5,7 +5,6 @@ hands each value to pydantic as the engine wrote it and reports all that is wron
 """
 
 import argparse
-import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -198,7 +197,10 @@ def _meant(name: str, known: Sequence[str]) -> str:
     """The flags that the word may have been meant for: longer names of it, else a near one."""
     ending = f"-{name.lstrip('-')}"
     near = [flag for flag in known if flag.endswith(ending)]
-    near = near or difflib.get_close_matches(name, known, n=1)
+    if not near:
+        import difflib  # its import would slow every --help
+
+        near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

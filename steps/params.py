@@ -6,8 +6,12 @@ A field's docstring is its help text; what an engine must know beyond the type i
     \"\"\"Passes over the training split.\"\"\"
 """
 
+import ast
+import inspect
 import os
+import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -48,19 +52,45 @@ Operational = Annotated[T, OPERATIONAL]
 """Says how the work is done, not what comes out: not part of the fingerprint."""
 
 
-class StepParams(BaseModel):
+class Declared(BaseModel):
+    """Parameters whose help is the docstring below each."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), defer_build=True
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Read the docstrings; pydantic's own way tokenizes every file in Python, which slows `--help`."""
+        super().__pydantic_init_subclass__(**options)
+        for name, text in _docstrings(cls).items():
+            if name in cls.model_fields:
+                cls.model_fields[name].description = text
+
+
+def _docstrings(cls: type) -> dict[str, str]:
+    """The docstring below each annotated name in the class's source; none outside of a file."""
+    file = getattr(sys.modules[cls.__module__], "__file__", None)
+    if file is None:
+        return {}
+    return {
+        named.target.id: inspect.cleandoc(text.value.value)
+        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+        for named, text in pairwise(node.body)
+        if isinstance(named, ast.AnnAssign)
+        and isinstance(named.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+class StepParams(Declared):
     """The users' parameters of one step.
 
     `step` is the step's name: its module, record, and log file are named after it.
     """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        defer_build=True,
-    )
 
     step: ClassVar[str]
     secrets: ClassVar[tuple[Secret, ...]] = ()
@@ -78,12 +108,8 @@ Folder = Annotated[Path, AfterValidator(_not_in_a_file)]
 """A folder that is there or can be made."""
 
 
-class Bound(BaseModel):
+class Bound(Declared):
     """What the engine tells every step of its run; no workflow parameter shows it."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True
-    )
 
     workspace: Folder
     """Folder of the run, on a volume that its steps share."""

@@ -111,6 +111,30 @@ def test_a_secret_as_a_flag_is_refused(tmp_path: Path) -> None:
     assert "hunter2" not in refused.stderr
 
 
+def test_what_may_hold_a_secret_is_told_without_its_value_and_a_flag_wins(tmp_path: Path) -> None:
+    count(tmp_path, "--number=3", "--variables=B=2", SFT_VARIABLES="C=3", SFT_SOURCE="/x.jsonl")
+    assert (tmp_path / "given.txt").read_text() == "B=2 /x.jsonl"
+    count(tmp_path, "--number=3", SFT_VARIABLES="")
+    assert (tmp_path / "given.txt").read_text() == " "
+    assert "SFT_VARIABLES" in count(tmp_path, "--help").stdout
+
+
+@pytest.mark.parametrize("flag", ["workspace", "cache", "outputs"])
+def test_a_file_in_a_folders_place_is_refused_before_the_work(tmp_path: Path, flag: str) -> None:
+    (tmp_path / "file").touch()
+    refused = count(tmp_path / "run", "--number=3", f"--{flag}={tmp_path / 'file' / 'x'}")
+    assert refused.returncode == 64
+    assert f"--{flag}: {tmp_path}/file is a file, not a folder" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_ours_to_use_is_an_error_of_the_volume(tmp_path: Path) -> None:
+    failed = count(tmp_path, "--number=3", "--fail=denied")
+    assert failed.returncode == 74
+    assert "count.txt: Permission denied: let user" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
 def test_the_environment_does_not_set_parameters(tmp_path: Path) -> None:
     count(tmp_path, "--number=3", NUMBER="7", number="7")
     assert json.loads((tmp_path / "count.json").read_text())["parameters"]["number"] == 3

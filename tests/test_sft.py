@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,35 @@ def test_parameters_from_a_file_go_by_any_name_and_flags_win(tmp_path: Path) -> 
     assert "data" not in told
 
 
+def test_a_file_that_names_one_parameter_twice_is_refused_by_both_names(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("data_uri: /x.jsonl\nphase_02_train_man_epochs: 2\ntrain-epochs: 3\n")
+    told = sft("run", "--params", path, "--epochs", 4, "--check")
+    assert told.returncode == 64
+    assert "phase_02_train_man_epochs and train-epochs are one parameter" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--runs", "{}/file"], "{}/file is a file, not a folder"),
+        (["--cache", "{}/file"], "--cache: {}/file is a file, not a folder"),
+        (["--verbosity", "LOUD"], "--verbosity: input should be 'DEBUG'"),
+        (["--params", "{}/none.yaml"], "{}/none.yaml: No such file"),
+        (["--resume", "{}"], "{} is not the folder of a run"),
+    ],
+)
+def test_what_the_command_itself_cannot_use_is_a_mistake_of_use(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    (tmp_path / "file").touch()
+    words = [word.format(tmp_path) for word in arguments]
+    refused = sft("run", "--data-uri", "/x.jsonl", *words, cwd=tmp_path)
+    assert refused.returncode == 64, refused.stderr
+    assert told.format(tmp_path) in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_name_that_two_steps_share_is_asked_back(tmp_path: Path) -> None:
     told = sft("run", "--data-uri", "/x.jsonl", "--seed", "3")
     assert told.returncode == 64
@@ -163,7 +193,24 @@ def test_the_checks_of_all_steps_are_told_before_the_first_step_starts(tmp_path:
     for step in ("dataset", "train", "evaluate", "register"):
         assert f"\n{step}" in told.stderr
     assert "nothing was started" in told.stderr
+    assert "--resume" not in told.stderr
     assert not list((tmp_path / "runs").rglob("*.json*"))
+
+
+def test_a_run_that_is_stopped_in_its_checks_is_not_said_to_go_on(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/chats.jsonl"
+        words = ["run", "--data-uri", address, "--runs", tmp_path / "runs"]
+        with subprocess.Popen(
+            [*SFT, *map(str, words)], stderr=subprocess.PIPE, text=True
+        ) as engine:
+            connection, _ = silent.accept()  # the check asks for the data, and nobody answers
+            with connection:
+                engine.send_signal(signal.SIGTERM)
+                _, told = engine.communicate()
+    assert engine.returncode == 143
+    assert "stopped; nothing was started" in told
+    assert "--resume" not in told
 
 
 def test_later_steps_alone_take_a_given_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from steps.train import local
 from tests.test_training_cpu import write_chats
 from tests.tiny import CHATML, make_model
 
@@ -153,6 +154,40 @@ def test_parameters_that_have_no_effect_here_are_refused_all_at_once(tmp_path: P
     assert refused.returncode == 64
     for name in ("workers", "labels", "use-liger", "num-procs", "fsdp-sharding", "env-vars"):
         assert f"--{name}" in refused.stderr
+
+
+@pytest.mark.parametrize("content", [None, " \n"])
+def test_a_chat_template_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) -> None:
+    template = tmp_path / "chat.jinja"
+    if content is not None:
+        template.write_text(content)
+    workspace = workspace_in(tmp_path)
+    for further in ([], ["--check"]):
+        refused = train(
+            workspace, make_model(tmp_path / "base"), f"--chat-template={template}", *further
+        )
+        assert refused.returncode == 65, refused.stderr
+        assert f"{template}: the chat template" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "variables"),
+    [
+        ("", {}),
+        ("A=1, B=x=y ,C=", {"A": "1", "B": "x=y", "C": ""}),
+        ("NCCL_SOCKET_IFNAME=eth0,eth1,NCCL_DEBUG=INFO",
+         {"NCCL_SOCKET_IFNAME": "eth0,eth1", "NCCL_DEBUG": "INFO"}),
+    ],
+)  # fmt: skip
+def test_a_comma_in_a_variable_belongs_to_its_value(text: str, variables: dict[str, str]) -> None:
+    assert local.environment(text) == (variables, [])
+
+
+def test_what_is_wrong_with_the_variables_is_told_without_their_values(tmp_path: Path) -> None:
+    refused = train(workspace_in(tmp_path), tmp_path, "--env-vars=hunter2-hunter2", "--check")
+    assert refused.returncode == 64
+    assert "--env-vars" in refused.stderr
+    assert "hunter2" not in refused.stderr
 
 
 def test_a_model_without_a_chat_template_is_refused_before_training_and_takes_a_given_one(

@@ -41,14 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(f"sft-pipeline {steps.__version__}")  # noqa: T201
         return 0
+    if command not in _COMMANDS:
+        known_ones = ", ".join(_COMMANDS)
+        print(f"sft: {command!r} is not a command; there are: {known_ones}", file=sys.stderr)  # noqa: T201
+        return UsageError.exit_code
     try:
-        if command not in _COMMANDS:
-            raise UsageError(f"{command!r} is not a command; see sft --help")
         module = importlib.import_module(f"workflows.commands.{command}")
         code: int = module.main(words[1:])
         return code
     except StepError as error:
-        print(f"sft: {error}", file=sys.stderr)  # noqa: T201
+        hint = f"\n  see sft {command} --help" if isinstance(error, UsageError) else ""
+        print(f"sft: {error}{hint}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt:
         print("sft: interrupted", file=sys.stderr)  # noqa: T201

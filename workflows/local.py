@@ -87,7 +87,8 @@ def run(
             (`phase_02_train_man_epochs`), by step and field (`train_epochs`), or by the field
             alone where that is clear (`epochs`).
         workspace: Folder of the run. One that holds a run already is gone on with: its parameters
-            hold unless given anew, and only what is not done is done.
+            hold unless given anew, and only what is not done is done. A value that may hold a secret
+            is not kept and has to be given anew.
         pipeline: The DAG.
         start: Begin at this step; an earlier one runs only if a parameter of its own is given.
         cache: Folder that runs share, for base models and data sets of the hub; default
@@ -111,6 +112,7 @@ def run(
         if check_only:
             _check(chosen, options, folder, console)
             return {}
+        console.note(f"the run is {workspace}")
         with _locked(folder, console) as lock:
             _check(chosen, options, folder, console)
             _keep_parameters(chosen, options, folder, console)
@@ -220,13 +222,12 @@ def _check(
                 told[name].append(_told(line))
                 continue
             codes[name] = running.pop(name).end()
+            for level, text in told[name]:
+                if level in ("WARNING", "ERROR", "CRITICAL") or codes[name]:
+                    console.line(name, level, text)
     except BaseException:
         _stop(running.values())
         raise
-    for name in todo:
-        for level, text in told[name]:
-            if level in ("WARNING", "ERROR", "CRITICAL") or codes[name]:
-                console.line(name, level, text)
     failed = [name for name in todo if codes[name]]
     if failed:
         raise StepFailedError(

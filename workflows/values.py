@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +222,10 @@ def _plain(parameter: Parameter, value: Any) -> Any:
 def _unknown(given: str, name: str, known: Iterable[str]) -> str:
     endings = sorted(other for other in known if other.split("_", 1)[-1] == name)
     steps = [other for other in endings if not other.startswith("phase_")]
-    near = steps or get_close_matches(name, list(known), n=1)
+    near = steps
+    if not near:
+        import difflib  # its import would slow every --help
+
+        near = difflib.get_close_matches(name, list(known), n=1)
     hint = " or ".join(flags.flag(other) for other in near)
     return f"{given} is not a parameter" + (f"; did you mean {hint}?" if hint else "")

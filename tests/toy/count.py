@@ -63,7 +63,8 @@ def main(params: CountParams, run: Run) -> Result:
     files.write(run.workspace.root / "arguments.txt", "\n".join(sys.orig_argv))
     if params.leave:
         with Path(params.leave).open("w") as held:
-            subprocess.Popen(["tail", "-f", "/dev/null"], pass_fds=[held.fileno()])
+            lasting = [sys.executable, "-c", "import signal; signal.pause()"]
+            subprocess.Popen(lasting, pass_fds=[held.fileno()])
     if params.wait:
         Path(params.wait).read_text()
     if params.fail == "bug":

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser = _parser()
     given, problems = flags.parse(parser, argv, list(parser._option_string_actions))
     if problems:
-        raise UsageError("\n  ".join([*problems, "see sft render --help"]))
+        raise UsageError("\n  ".join(problems))
     own = {name: given.pop(name) for name in [*_OWN, "stdout", "set"] if name in given}
     settings = settings_file.read(_file(own), {**given, **_pairs(own.get("set", []))})
 

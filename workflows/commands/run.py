@@ -33,7 +33,6 @@ def main(argv: Sequence[str]) -> int:
         wrong += [f"--params {own['params']}: {problem}" for problem in wrong_in_file]
         parameters = kept | parameters
     with Console() as console:
-        console.note(f"the run is {workspace}")
         try:
             records = run(
                 parameters,
@@ -65,15 +64,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 _OWN = {
-    "run_name": "Name of the run; its folder is made under --runs. Default: the time.",
-    "runs": "Folder of the runs. (default: runs)",
-    "resume": "Go on with the run in this folder: only what is not done is done.",
-    "from": "Begin at this step; an earlier one runs only if a parameter of its own is given.",
-    "params": "Parameters from a YAML file, by any of their names; flags win.",
-    "cache": "Folder that runs share, for models and data sets of the hub. (default: ~/.cache/sft-pipeline)",
-    "claims": "Folder where claims for pvc:// addresses are mounted. (default: /claims)",
-    "verbosity": "Log level of the steps: DEBUG, INFO, WARNING or ERROR. (default: INFO)",
+    "run_name": ("NAME", "Name of the run; its folder is made under --runs. Default: the time."),
+    "runs": ("DIR", "Folder of the runs. (default: runs)"),
+    "resume": ("DIR", "Go on with the run in this folder: only what is not done is done."),
+    "from": (
+        "STEP",
+        "Begin at dataset, train, evaluate or register; an earlier step runs only if a parameter "
+        "of its own is given.",
+    ),
+    "params": ("FILE", "Parameters from a YAML file, by any of their names; flags win."),
+    "cache": (
+        "DIR",
+        "Folder that runs share, for models and data sets of the hub. "
+        "(default: ~/.cache/sft-pipeline)",
+    ),
+    "claims": (
+        "DIR",
+        "Folder where claims for pvc:// addresses are mounted. (default: /claims)",
+    ),
+    "verbosity": ("DEBUG|INFO|WARNING|ERROR", "Log level of the steps. (default: INFO)"),
 }
+"""The command's own flags: what stands for the value, and the help."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,8 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=parameter_flags.EPILOG,
     )
     own = parser.add_argument_group("the run")
-    for name, text in _OWN.items():
-        own.add_argument(flags.flag(name), dest=name, default=argparse.SUPPRESS, help=text)
+    for name, (value, text) in _OWN.items():
+        own.add_argument(
+            flags.flag(name), dest=name, metavar=value, default=argparse.SUPPRESS, help=text
+        )
     own.add_argument(
         "--check",
         action="store_true",
