@@ -79,4 +79,4 @@ def _distribute(intake: Intake, verdicts: "NDArray[np.uint8]", writing: dict[int
         rows = segment.rows()
         for place, out in writing.items():
             if taken := list(compress(rows, (chosen == place).tobytes())):
-                out.write(b"\n".join([*taken, b""]))
+                out.write(b"".join(taken))
