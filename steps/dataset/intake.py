@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Below this a second process costs more than it saves.
 _BYTES_FOR_PROCESSES = 8 << 20
 _AHEAD = 16
-"""Pieces that are checked before their turn: what was found in them is in memory."""
+"""Pieces that may be done before their turn: what was found in them is in memory."""
 _SHOWN_OF_LONG = 1000
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
 from collections import Counter, deque
@@ -38,6 +39,8 @@ def prepare(params: DatasetParams, run: Run) -> Result:
 
     Raises DataError where a row is invalid (unless they are skipped), or none is there.
     """
+    # Numpy would start a thread a core for linear algebra, of which there is none here.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     workspace, opened = run.workspace, open_sources(params, run)
     with _scratch(run) as scratch, contextlib.ExitStack() as stack:
         fetched = {name: one.source.fetch(scratch / name) for name, one in opened.items()}
