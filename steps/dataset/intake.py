@@ -22,7 +22,7 @@ import xxhash
 from steps.dataset import chats
 from steps.dataset.chats import Schema
 from steps.dataset.pieces import LONGEST_ROW, Block, Range, Unit, lines_of
-from steps.errors import TransientError
+from steps.errors import ConfigError, TransientError
 from steps.signals import end_with_parent
 
 if TYPE_CHECKING:
@@ -164,23 +164,31 @@ def workers(size: int) -> Iterator["Executor | None"]:
     """Processes that check rows beside this one; None where there is too little for them to do.
 
     They start at once: before threads do, so that they can be forked, which is soonest done.
+    Raises ConfigError where one of them is killed.
     """
     processes = min(len(os.sched_getaffinity(0)), 8)
     if processes == 1 or size < _BYTES_FOR_PROCESSES:
         yield None
         return
-    from concurrent.futures import ProcessPoolExecutor  # small inputs need not wait for it
+    # Small inputs need not wait for these.
+    from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
     from multiprocessing import get_context
 
     alone = sys.platform == "linux" and len([*Path("/proc/self/task").iterdir()]) == 1
-    with ProcessPoolExecutor(
-        processes,
-        get_context("fork" if alone else "spawn"),
-        initializer=_start,
-        initargs=(os.getpid(),),
-    ) as pool:
-        pool.submit(os.getpid)
-        yield pool
+    try:
+        with ProcessPoolExecutor(
+            processes,
+            get_context("fork" if alone else "spawn"),
+            initializer=_start,
+            initargs=(os.getpid(),),
+        ) as pool:
+            pool.submit(os.getpid)
+            yield pool
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            "a process that checked rows was killed, most likely for want of memory: give the step "
+            "more of it"
+        ) from error
 
 
 def take_in(
