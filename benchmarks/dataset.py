@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.inputs import WORDS
 
 SIZES = (20_000, 200_000, 1_000_000)
+TURNS = 3
 
 DATASETS = """
 import sys
@@ -57,28 +58,32 @@ class Cost:
 
 
 def main(folder: Path, sizes: tuple[int, ...] = SIZES) -> None:
-    """Print rates, ratios and peak memory for each size."""
+    """Print rates, peak memory, and ratios of the time (of the processor time) for each size."""
     cores = os.sched_getaffinity(0)
     for rows in sizes:
         data = make_rows(folder / f"rows-{rows}.jsonl", rows)
         size = data.stat().st_size / 1e6
-        least = {
-            "datasets": _least([sys.executable, "-c", DATASETS], data, folder, 1),
-            "copy": _least([sys.executable, "-c", COPY], data, folder, 3),
-            "orjson": _least([sys.executable, "-c", PARSE], data, folder, 3),
-            "step": _least(STEP, data, folder, 3),
-            "step, one core": _least(["taskset", "-c", str(min(cores)), *STEP], data, folder, 3),
-        }
+        least = _least(
+            {
+                "datasets": [sys.executable, "-c", DATASETS],
+                "copy": [sys.executable, "-c", COPY],
+                "orjson": [sys.executable, "-c", PARSE],
+                "step": STEP,
+                "step, one core": ["taskset", "-c", str(min(cores)), *STEP],
+            },
+            data,
+            folder,
+        )
         print(f"dataset    {rows:,} rows, {size:,.0f} MB, {len(cores)} cores")
         for name, cost in least.items():
             ratios = ", ".join(
-                f"{least[other].seconds / cost.seconds:.2f}x {other}"
+                f"{least[other].seconds / cost.seconds:.2f} ({least[other].busy / cost.busy:.2f}) {other}"
                 for other in ("datasets", "copy", "orjson")
                 if other != name
             )
             print(
                 f"  {name:14} {cost.seconds:7.2f} s {cost.busy:7.2f} s CPU {rows / cost.seconds:10,.0f} rows/s "
-                f"{size / cost.seconds:7,.0f} MB/s {cost.megabytes:6,.0f} MB peak   {ratios}"
+                f"{size / cost.seconds:7,.0f} MB/s {cost.megabytes:6,.0f} MB peak   times as fast as: {ratios}"
             )
 
 
@@ -108,16 +113,27 @@ def _text(numbers: random.Random, words: int) -> str:
     return " ".join(numbers.choices(WORDS, k=numbers.randint(words // 2, words * 2)))
 
 
-def _least(command: list[str], data: Path, folder: Path, times: int) -> Cost:
-    costs = []
-    for _ in range(times):
-        out = folder / "out"
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir()
-        words = [f"--workspace={out}", f"--data-uri={data}"]
-        arguments = words if "steps.dataset" in command else [str(data), str(out)]
-        costs.append(_cost([*command, *arguments]))
-    return min(costs, key=lambda cost: cost.seconds)
+def _least(contenders: dict[str, list[str]], data: Path, folder: Path) -> dict[str, Cost]:
+    """The least that each took in turns, so that another load on the machine meets them alike."""
+    costs: dict[str, list[Cost]] = {name: [] for name in contenders}
+    for turn in range(TURNS):
+        for name, command in contenders.items():
+            if name == "datasets" and turn:  # it takes as long as all others together
+                continue
+            out = folder / "out"
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            words = [f"--workspace={out}", f"--data-uri={data}"]
+            arguments = words if "steps.dataset" in command else [str(data), str(out)]
+            costs[name].append(_cost([*command, *arguments]))
+    return {
+        name: Cost(
+            min(cost.seconds for cost in several),
+            min(cost.busy for cost in several),
+            max(cost.megabytes for cost in several),
+        )
+        for name, several in costs.items()
+    }
 
 
 def _cost(command: list[str]) -> Cost:

@@ -6,6 +6,7 @@ It is written last and atomically, so its presence means that the step's outputs
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -132,12 +133,19 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of the installed packages that decide the result, and of this one."""
-    import importlib.metadata  # its imports would slow every --help
-
     found = {"sft-pipeline": steps.__version__}
     for package in packages:
-        found[package] = importlib.metadata.version(package)
+        # What is loaded says it at once; to look up what is installed takes its time.
+        module = sys.modules.get(package)
+        loaded = getattr(module, "__version__", None) or getattr(module, "VERSION", None)
+        found[package] = str(loaded or _installed(package))
     return found
+
+
+def _installed(package: str) -> str:
+    import importlib.metadata  # its imports would slow every --help
+
+    return importlib.metadata.version(package)
 
 
 def now() -> datetime:

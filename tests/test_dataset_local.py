@@ -1,6 +1,7 @@
 """Absolute paths and claims; and the step as a command: exit codes, checks, kills, full disks."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -202,6 +203,24 @@ def test_a_full_disk_is_exit_code_74_and_leaves_no_partial_file(tmp_path: Path) 
     assert failed.returncode == 74, failed.stderr
     assert "free or enlarge the volume" in failed.stderr
     assert not [p for p in (tmp_path / "run" / "dataset").glob("*") if p.suffix == ".jsonl"]
+
+
+def test_a_killed_worker_is_no_bug(tmp_path: Path) -> None:
+    rows_of_text = [chat("x" * 1000 + str(number)) for number in range(20_000)]
+    path = write(tmp_path / "in.jsonl", rows_of_text)
+    arguments = [f"--workspace={tmp_path / 'run'}", f"--data-uri={path}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "steps.dataset", *arguments], stderr=subprocess.PIPE, text=True
+    ) as step:
+        children = Path(f"/proc/{step.pid}/task/{step.pid}/children")
+        while not (workers := children.read_text().split()):
+            assert step.poll() is None
+        os.kill(int(workers[0]), signal.SIGKILL)
+        assert step.stderr
+        told = step.stderr.read()
+    assert step.returncode == 78, told
+    assert "a process that checked rows was killed" in told
+    assert "Traceback" not in told
 
 
 def test_a_killed_run_ends_as_one_that_was_not_killed(tmp_path: Path) -> None:

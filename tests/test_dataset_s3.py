@@ -1,7 +1,9 @@
 """s3:// against a server that checks signatures, and against ones that fail."""
 
+import base64
 import hashlib
 import threading
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -181,6 +183,7 @@ class Failing(BaseHTTPRequestHandler):
     content = jsonl(ROWS)
     plan: list[str]
     asked: list[str]
+    in_parts = False
 
     def do_GET(self) -> None:
         self.asked.append(self.headers.get("Range", ""))
@@ -194,7 +197,13 @@ class Failing(BaseHTTPRequestHandler):
         body = self.content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.md5(self.content).hexdigest()}"')
+        if self.in_parts:  # then the ETag is no digest of the whole
+            self.send_header("ETag", '"9bb58f26192e4ba00f01e2e7b136bbd8-2"')
+            checksum = zlib.crc32(self.content).to_bytes(4, "big")
+            self.send_header("x-amz-checksum-crc32", base64.b64encode(checksum).decode())
+            self.send_header("x-amz-checksum-type", "FULL_OBJECT")
+        else:
+            self.send_header("ETag", f'"{hashlib.md5(self.content).hexdigest()}"')
         if start:
             total = len(self.content)
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
@@ -243,14 +252,18 @@ def test_a_dropped_download_goes_on_where_it_stopped(
     assert failing.asked == ["", "", "bytes=500-"]
 
 
+@pytest.mark.parametrize(
+    ("in_parts", "told"), [(False, "md5 is"), (True, "bytes do not fit its checksum")]
+)
 def test_bytes_that_do_not_fit_their_checksum_are_fetched_again(
-    tmp_path: Path, failing: type[Failing]
+    tmp_path: Path, failing: type[Failing], in_parts: bool, told: str
 ) -> None:
+    failing.in_parts = in_parts
     failing.plan[:] = ["serve", "lie"]
     prepare(tmp_path / "a", URI, data_split=1.0)
     assert rows(tmp_path / "a") == ROWS
     failing.plan[:] = ["serve", "lie", "lie"]
-    with pytest.raises(DataError, match="corrupt: its md5 is"):
+    with pytest.raises(DataError, match=f"corrupt: its {told}"):
         prepare(tmp_path / "b", URI, data_split=1.0)
 
 

@@ -1,4 +1,4 @@
-"""One row of any schema to one chat in canonical form, or the reason why it is refused.
+"""Rows of any schema to chats in canonical form, or the reason why it is refused.
 
 Canonical is a line `{"messages":[...]}`, with `tools` and `unmask` where the row has them. A message
 has `role`, `content` (text), and those further keys that chat templates read; their values are kept
@@ -7,11 +7,13 @@ byte for byte, because a number that Python reads and writes again may come out 
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import orjson
-from msgspec import UNSET, UnsetType
+
+from steps.dataset.pieces import LONGEST_ROW
 
 Schema = Literal["auto", "messages", "conversations", "alpaca", "prompt_completion"]
 _KEYS = {
@@ -44,16 +46,22 @@ class Fault(Exception):  # noqa: N818  # of the data: it is counted, and shown w
     """Why a row is refused."""
 
 
-class Chat(msgspec.Struct, frozen=True, gc=False):
-    """A row that can be learnt from."""
+@dataclass
+class Chats:
+    """What was found in rows: `lines` has an entry for each row, the other lists one for each chat."""
 
-    line: bytes
-    """Canonical JSON, without a newline: the row itself, the very object, where it is that already."""
-    roles: tuple[str, ...]
-    characters: int
+    lines: list[bytes | None] = field(default_factory=list)
+    """Canonical JSON and a newline: the row itself, the very object, where it is that already.
+    None where the row is blank or refused."""
+    characters: list[int] = field(default_factory=list)
     """Of the contents together."""
-    tools: bool
-    """Whether tools are offered or called."""
+    turns: list[int] = field(default_factory=list)
+    roles: dict[tuple[str, ...], int] = field(default_factory=dict)
+    """How many chats have this sequence of roles."""
+    with_tools: int = 0
+    """Chats in which tools are offered or called."""
+    faults: list[tuple[int, str]] = field(default_factory=list)
+    """The rows that are refused, by their number from 0, and why."""
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -61,14 +69,21 @@ class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     content: str
 
 
-class _Plain(msgspec.Struct, gc=False):
+class _Plain(msgspec.Struct, gc=False, omit_defaults=True):
     """What most rows are: messages of text. Keys of no meaning here are skipped without a look."""
 
     messages: list[_Message]
-    # Those that have a meaning are left to the slower reading below.
-    system: msgspec.Raw | UnsetType = UNSET
-    tools: msgspec.Raw | UnsetType = UNSET
-    unmask: msgspec.Raw | UnsetType = UNSET
+    # Those that have a meaning are left to the slower reading below: this one takes only null.
+    system: None = None
+    tools: None = None
+    unmask: None = None
+
+
+class _Chat(NamedTuple):
+    line: bytes
+    roles: tuple[str, ...]
+    characters: int
+    tools: bool
 
 
 _decode_plain = msgspec.json.Decoder(_Plain).decode
@@ -76,46 +91,75 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 _encode_into = msgspec.json.Encoder().encode_into
-# Kept from row to row: most rows turn out to be canonical, and need no bytes of their own.
-_encoded = bytearray()
+_NOTHING = _Plain([])
 
 
-def read(row: bytes, schema: Schema = "auto") -> Chat:
-    """The chat of a row of JSON; `auto` takes the schema that its keys tell.
+def read(rows: Iterable[bytes], schema: Schema = "auto") -> Chats:
+    """The chats of rows of JSON; `auto` takes the schema that a row's keys tell.
 
-    Raises Fault where the row cannot be learnt from, or is of another schema.
+    A row that cannot be learnt from, or is of another schema, is a fault.
     """
-    if schema in ("auto", "messages") and (chat := _read_plain(row)):
-        return chat
+    found = Chats()
+    lines, characters, turns, sequences = found.lines, found.characters, found.turns, found.roles
+    decode = _decode_plain if schema in ("auto", "messages") else _decode_nothing
+    encoded = bytearray()  # one for all: most rows are canonical, and need no bytes of their own
+    # The step's time is spent here, so a row as most are is read without a call of ours.
+    for number, row in enumerate(rows):
+        if len(row) > LONGEST_ROW:
+            lines.append(None)
+            found.faults.append((number, f"longer than {LONGEST_ROW >> 20} MiB"))
+            continue
+        try:
+            plain = decode(row)
+        except (ValueError, RecursionError):  # of msgspec and of UTF-8
+            plain = _NOTHING
+        said, length = [], 0
+        for message in plain.messages:
+            content = message.content
+            if not content or content.isspace():
+                break
+            said.append(message.role)
+            length += len(content)
+        else:
+            roles = tuple(said)
+            if roles in sequences or not _order(roles):
+                _encode_into(plain, encoded)
+                encoded += b"\n"
+                lines.append(row if encoded == row else bytes(encoded))
+                characters.append(length)
+                turns.append(len(said))
+                sequences[roles] = sequences.get(roles, 0) + 1
+                continue
+        if not row or row.isspace():
+            lines.append(None)
+            continue
+        try:
+            chat = _read_any(row, schema)
+        except Fault as fault:
+            lines.append(None)
+            found.faults.append((number, str(fault)))
+            continue
+        lines.append(chat.line)
+        characters.append(chat.characters)
+        turns.append(len(chat.roles))
+        sequences[chat.roles] = sequences.get(chat.roles, 0) + 1
+        found.with_tools += chat.tools
+    return found
+
+
+def _decode_nothing(_row: bytes) -> _Plain:
+    return _NOTHING
+
+
+def _read_any(row: bytes, schema: Schema) -> _Chat:
+    """The chat of a row that is looked at closely. Raises Fault where it is none."""
     try:
-        return _read_any(row, schema)
+        return _read_closely(row, schema)
     except RecursionError:
         raise Fault("nested too deeply") from None
 
 
-def _read_plain(row: bytes) -> Chat | None:
-    """The chat of a row as most are; None where it has to be looked at more closely."""
-    try:
-        plain = _decode_plain(row)
-    except (ValueError, RecursionError):  # of msgspec and of UTF-8
-        return None
-    if plain.tools is not UNSET or plain.unmask is not UNSET or plain.system is not UNSET:
-        return None
-    said, characters = [], 0
-    for message in plain.messages:
-        content = message.content
-        if not content or content.isspace():
-            return None
-        said.append(message.role)
-        characters += len(content)
-    roles = tuple(said)
-    if _order(roles):
-        return None
-    _encode_into(plain, _encoded)
-    return Chat(row if _encoded == row else bytes(_encoded), roles, characters, False)
-
-
-def _read_any(row: bytes, schema: Schema) -> Chat:
+def _read_closely(row: bytes, schema: Schema) -> _Chat:
     _validate(row)
     if row.lstrip()[:1] != b"{":
         raise Fault(f"a row must be a JSON object, not {_kind(msgspec.Raw(row.lstrip()))}")
@@ -132,8 +176,8 @@ def _read_any(row: bytes, schema: Schema) -> Chat:
         if bytes(fields["unmask"]) not in (b"true", b"false"):
             raise Fault("'unmask' must be true or false")
         chat["unmask"] = fields["unmask"]
-    line = _encode(chat)
-    return Chat(
+    line = _encode(chat) + b"\n"
+    return _Chat(
         line=row if line == row else line,
         roles=roles,
         characters=sum(len(message["content"]) for message in messages),

@@ -6,27 +6,32 @@ and those of files that take work to read, are put into a spool on disk. What st
 enough to do, and counted in the order of the files, so what comes out does not depend on how many.
 """
 
+import contextlib
 import os
 import signal
+import sys
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
 from steps.dataset import chats
 from steps.dataset.chats import Schema
 from steps.dataset.pieces import LONGEST_ROW, Block, Range, Unit, lines_of
-from steps.errors import TransientError
+from steps.errors import ConfigError, TransientError
 from steps.signals import end_with_parent
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
 # Below this a second process costs more than it saves.
-_BYTES_FOR_PROCESSES = 24 << 20
+_BYTES_FOR_PROCESSES = 8 << 20
+_AHEAD = 16
+"""Pieces that may be done before their turn: what was found in them is in memory."""
 _SHOWN_OF_LONG = 1000
 
 
@@ -75,7 +80,7 @@ class Segment:
     """Of the source's text."""
 
     def rows(self) -> list[bytes]:
-        """A canonical row for each line, without its end; anything where there is none.
+        """A canonical row for each line, with its end; anything where there is none.
 
         Raises TransientError where the source is no longer what was checked.
         """
@@ -108,7 +113,7 @@ class Checked:
     """Bytes of the file that it was."""
     kept: Kept
     rejected: list[Rejected]
-    roles: "Counter[tuple[str, ...]]"
+    roles: dict[tuple[str, ...], int]
     """How many rows have this sequence of roles."""
     with_tools: int
 
@@ -154,14 +159,53 @@ Pieces = Iterable[tuple[str, Block | Range]]
 OnPiece = Callable[[str, Unit, Checked], None]
 
 
-def take_in(pieces: Pieces, spool: Path, *, size: int, schema: Schema, on_piece: OnPiece) -> Intake:
-    """Check the rows of all pieces, which are about `size` bytes together.
+@contextlib.contextmanager
+def workers(size: int) -> Iterator["Executor | None"]:
+    """Processes that check rows beside this one; None where there is too little for them to do.
+
+    They start at once: before threads do, so that they can be forked, which is soonest done.
+    Raises ConfigError where one of them is killed.
+    """
+    processes = min(len(os.sched_getaffinity(0)), 8)
+    if processes == 1 or size < _BYTES_FOR_PROCESSES:
+        yield None
+        return
+    # Small inputs need not wait for these.
+    from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    alone = sys.platform == "linux" and len([*Path("/proc/self/task").iterdir()]) == 1
+    try:
+        with ProcessPoolExecutor(
+            processes,
+            get_context("fork" if alone else "spawn"),
+            initializer=_start,
+            initargs=(os.getpid(),),
+        ) as pool:
+            pool.submit(os.getpid)
+            yield pool
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            "a process that checked rows was killed, most likely for want of memory: give the step "
+            "more of it"
+        ) from error
+
+
+def take_in(
+    pieces: Pieces,
+    spool: Path,
+    *,
+    schema: Schema,
+    on_piece: OnPiece,
+    pool: "Executor | None" = None,
+) -> Intake:
+    """Check the rows of all pieces, by the processes of the pool where there is one.
 
     The folder `spool` takes the rows that are not in canonical form in their files. `on_piece` gets,
     for each piece in order, the name of its file, what numbers in it count, and what was found.
     """
     intake = Intake()
-    for (name, piece), checked in _checked(pieces, spool, size, schema):
+    for (name, piece), checked in _checked(pieces, spool, schema, pool):
         on_piece(name, piece.unit, checked)
         intake.add(checked)
     return intake
@@ -172,70 +216,61 @@ def check(piece: Block | Range, spool: Path, schema: Schema) -> Checked:
     source = piece if isinstance(piece, Range) else None
     text = source.text() if source else b""
     rows = lines_of(text) if source else piece.rows()
-    places, rejected = bytearray(len(rows)), []
-    good, spooled = [], []
-    for number, row in enumerate(rows):
-        if not row or row.isspace():
-            continue
-        if len(row) > LONGEST_ROW:
-            reason = f"longer than {LONGEST_ROW >> 20} MiB"
-            rejected.append(Rejected(number, reason, row[:_SHOWN_OF_LONG]))
-            continue
-        try:
-            chat = chats.read(row, schema)
-        except chats.Fault as fault:
-            rejected.append(Rejected(number, str(fault), row))
-            continue
-        good.append(chat)
-        if source and chat.line is row:
-            places[number] = SOURCE
-        else:
-            places[number] = SPOOL
-            spooled.append(chat.line)
+    found = chats.read(rows, schema)
+    places = bytearray(
+        [
+            NOWHERE if line is None else SOURCE if source and line is row else SPOOL
+            for line, row in zip(found.lines, rows, strict=True)
+        ]
+    )
     segment = Segment(places, spool / str(os.getpid()))
     if SOURCE in places:
         segment.source, segment.digest = source, xxhash.xxh3_64_intdigest(text)
-    if spooled:
+    if SPOOL in places:
+        spooled = [
+            line for line, place in zip(found.lines, places, strict=True) if line and place == SPOOL
+        ]
         with segment.spool.open("ab") as out:
             segment.offset = out.tell()
-            segment.size = out.write(b"\n".join([*spooled, b""]))
+            segment.size = out.write(b"".join(spooled))
     return Checked(
         segment,
         piece.size,
         Kept(
-            digests=array("Q", [xxhash.xxh3_64_intdigest(chat.line + b"\n") for chat in good]),
-            characters=array("I", [chat.characters for chat in good]),
-            turns=array("H", [min(len(chat.roles), 0xFFFF) for chat in good]),
+            digests=array("Q", [xxhash.xxh3_64_intdigest(line) for line in found.lines if line]),
+            characters=array("I", found.characters),
+            turns=array("H", [min(number, 0xFFFF) for number in found.turns]),
         ),
-        rejected,
-        roles=Counter([chat.roles for chat in good]),
-        with_tools=sum([chat.tools for chat in good]),
+        [
+            Rejected(number, reason, rows[number].rstrip(b"\r\n"))
+            if len(rows[number]) <= LONGEST_ROW
+            else Rejected(number, reason, rows[number][:_SHOWN_OF_LONG])
+            for number, reason in found.faults
+        ],
+        roles=found.roles,
+        with_tools=found.with_tools,
     )
 
 
 def _checked(
-    pieces: Pieces, spool: Path, size: int, schema: Schema
+    pieces: Pieces, spool: Path, schema: Schema, pool: "Executor | None"
 ) -> Iterator[tuple[tuple[str, Block | Range], Checked]]:
-    processes = min(len(os.sched_getaffinity(0)), 8)
-    if processes == 1 or size < _BYTES_FOR_PROCESSES:
+    if pool is None:
         for item in pieces:
             yield item, check(item[1], spool, schema)
         return
-    # Spawned, not forked: threads may be running in this process.
-    with ProcessPoolExecutor(
-        processes, get_context("spawn"), initializer=_start, initargs=(os.getpid(),)
-    ) as pool:
-        waiting: deque[tuple[tuple[str, Block | Range], Future[Checked]]] = deque()
-        for item in pieces:
-            waiting.append((item, pool.submit(check, item[1], spool, schema)))
-            if len(waiting) > 2 * processes:  # what is in flight bounds the memory
-                first, done = waiting.popleft()
-                yield first, done.result()
-        while waiting:
+    waiting: deque[tuple[tuple[str, Block | Range], Future[Checked]]] = deque()
+    for item in pieces:
+        waiting.append((item, pool.submit(check, item[1], spool, schema)))
+        if len(waiting) > _AHEAD:
             first, done = waiting.popleft()
             yield first, done.result()
+    while waiting:
+        first, done = waiting.popleft()
+        yield first, done.result()
 
 
 def _start(parent: int) -> None:
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent acts on it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the parent's, which tidies up

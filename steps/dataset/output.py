@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _AHEAD = 4
 """Writes that the digest may lag behind; they are held in memory."""
+_LEAST = 256 << 10
+"""Bytes that are worth a write: the rows held out of one piece are few."""
 
 
 class Writing:
@@ -30,9 +32,24 @@ class Writing:
         self.path, self._file, self._beside = path, file, beside
         self._digest, self._size = hashlib.sha256(), 0
         self._lagging: deque[Future[None]] = deque()
+        self._waiting: list[bytes] = []
+        self._waiting_size = 0
 
     def write(self, data: bytes) -> None:
         """Append the bytes."""
+        self._waiting.append(data)
+        self._waiting_size += len(data)
+        if self._waiting_size >= _LEAST:
+            self._write()
+
+    def finish(self) -> None:
+        """Write what still waits."""
+        self._write()
+
+    def _write(self) -> None:
+        data = b"".join(self._waiting)
+        self._waiting.clear()
+        self._waiting_size = 0
         # hashlib lets other threads run: the digest is made beside the reading of what comes next.
         self._lagging.append(self._beside.submit(self._digest.update, data))
         self._file.write(data)
@@ -63,6 +80,8 @@ def write_splits(
             for path in (workspace.train_rows, workspace.eval_rows)
         )
         _distribute(intake, verdicts, {TRAIN: train, EVAL: held_out})
+        train.finish()
+        held_out.finish()
     return {"train": train.asset(workspace), "eval": held_out.asset(workspace)}
 
 
@@ -79,4 +98,4 @@ def _distribute(intake: Intake, verdicts: "NDArray[np.uint8]", writing: dict[int
         rows = segment.rows()
         for place, out in writing.items():
             if taken := list(compress(rows, (chosen == place).tobytes())):
-                out.write(b"\n".join([*taken, b""]))
+                out.write(b"".join(taken))

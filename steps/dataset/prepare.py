@@ -2,13 +2,15 @@
 
 import contextlib
 import logging
+import os
 import shutil
+import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps import files, record
 from steps.dataset import chats, intake, output, reader, split
@@ -24,6 +26,9 @@ from steps.errors import DataError, TransientError
 from steps.progress import progress
 from steps.record import Asset, Result
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
 log = logging.getLogger(__name__)
 
 _FIRST_ROWS = 20
@@ -34,6 +39,8 @@ def prepare(params: DatasetParams, run: Run) -> Result:
 
     Raises DataError where a row is invalid (unless they are skipped), or none is there.
     """
+    # Numpy would start a thread a core for linear algebra, of which there is none here.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     workspace, opened = run.workspace, open_sources(params, run)
     with _scratch(run) as scratch, contextlib.ExitStack() as stack:
         fetched = {name: one.source.fetch(scratch / name) for name, one in opened.items()}
@@ -41,8 +48,11 @@ def prepare(params: DatasetParams, run: Run) -> Result:
         files.remove(workspace.rejected_rows)
         if params.on_invalid == "skip":
             rejects.keep(stack.enter_context(files.atomic(workspace.rejected_rows)))
-        # hashlib lets other threads run, so digests cost little beside the reading.
-        with ThreadPoolExecutor(1) as beside:
+        size = sum(file.path.stat().st_size for one in fetched.values() for file in one.files)
+        with intake.workers(size) as pool, ThreadPoolExecutor(1) as beside:
+            if pool:
+                beside.submit(_load_early)
+            # hashlib lets other threads run, so digests cost little beside the reading.
             digests = {
                 file.path: beside.submit(_sha256, file)
                 for one in fetched.values()
@@ -53,8 +63,10 @@ def prepare(params: DatasetParams, run: Run) -> Result:
                 list(fetched.values()),
                 portions,
                 scratch / "spool",
+                size=size,
                 schema=params.chat_schema,
                 rejects=rejects,
+                pool=pool,
             )
         for name, one in opened.items():
             if one.source.asset() != run.inputs[name]:
@@ -76,12 +88,13 @@ def prepare(params: DatasetParams, run: Run) -> Result:
         "rows_rejected": found.rejected,
         "rows_duplicate": selection.duplicates,
     }
+    arrow = ["pyarrow"] if "pyarrow" in sys.modules else []
     log.info("%s", ", ".join(f"{name.removeprefix('rows_')} {n:,}" for name, n in metrics.items()))
     return Result(
         outputs=outputs,
         metrics=dict(metrics),
         results={"rows-train": str(metrics["rows_train"]), "rows-eval": str(metrics["rows_eval"])},
-        versions=record.versions("msgspec", "numpy", "orjson", "pyarrow", "xxhash"),
+        versions=record.versions("msgspec", "numpy", "orjson", *arrow, "xxhash"),
         details={**described, "statistics": statistics(found)},
     )
 
@@ -91,12 +104,8 @@ def refuse_bad_beginnings(here: Sequence[DataFile], schema: Schema) -> None:
     for file in here[:1]:
         rejects = Rejects()
         for piece in islice(reader.pieces(file.name, file.path), 1):
-            for number, row in enumerate(piece.rows()[:_FIRST_ROWS]):
-                try:
-                    if row.strip():
-                        chats.read(row, schema)
-                except chats.Fault as fault:
-                    rejects.show(file.name, piece.unit, number, str(fault))
+            for number, reason in chats.read(piece.rows()[:_FIRST_ROWS], schema).faults:
+                rejects.show(file.name, piece.unit, number, reason)
         rejects.refuse_shown()
 
 
@@ -125,13 +134,14 @@ def _take_in(
     portions: Sequence[Portion],
     spool: Path,
     *,
+    size: int,
     schema: Schema,
     rejects: Rejects,
+    pool: "Executor | None",
 ) -> Intake:
     """Check the rows of all sources, and count those of each in its portion."""
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
-    size = sum(file.path.stat().st_size for one in fetched for file in one.files)
     origins: deque[int] = deque()  # of the pieces that are on their way
 
     def pieces() -> Iterator[tuple[str, Block | Range]]:
@@ -155,7 +165,16 @@ def _take_in(
             done += checked.size
             shown.update(min(done, size))
 
-        return intake.take_in(pieces(), spool, size=size, schema=schema, on_piece=on_piece)
+        return intake.take_in(pieces(), spool, schema=schema, on_piece=on_piece, pool=pool)
+
+
+def _load_early() -> None:
+    """Load what is needed after the reading, while other processes do that."""
+    import numpy  # noqa: F401
+
+    from steps import report
+
+    report.template()
 
 
 def _sha256(file: DataFile) -> str:

@@ -4,11 +4,12 @@ The page loads nothing and runs nothing: style and pictures stand in it, and its
 security policy forbids the rest, so the untrusted text of samples can do no harm.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps import files, flags, quantities, record
 from steps.quantities import number, short_duration
@@ -16,6 +17,9 @@ from steps.record import Record
 from steps.report.chart import loss_chart
 from steps.report.comparison import comparisons
 from steps.workspace import STEPS, Workspace
+
+if TYPE_CHECKING:
+    import jinja2
 
 MOST_SAMPLES = 20
 LONG_TEXT = 360
@@ -58,25 +62,9 @@ def render(
     `curve` holds the lines of training/curve.jsonl, `samples` those of evaluation/samples.jsonl;
     `results` and `registration` are the contents of the files of these names.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "moment": quantities.moment,
-        "duration": short_duration,
-        "size": quantities.size,
-        "text": flags.as_text,
-    }
     compared = list(comparisons(results or {}))
     heldout = [row for row in compared if row.metric in ("Loss per token", "Exact match")]
-    return environment.get_template("report.html.j2").render(
+    return template().render(
         name=name,
         records=records,
         nodes=[_node(step, records.get(step)) for step in _names(records)],
@@ -97,6 +85,28 @@ def render(
         long_text=LONG_TEXT,
         long_lines=LONG_LINES,
     )
+
+
+@functools.cache
+def template() -> "jinja2.Template":
+    """The page's template. To load it takes a while, which a step may have before it writes."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "moment": quantities.moment,
+        "duration": short_duration,
+        "size": quantities.size,
+        "text": flags.as_text,
+    }
+    return environment.get_template("report.html.j2")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from steps import files
 from steps.dataset.sources import DataFile
@@ -34,12 +34,16 @@ class TryAgain(Exception):  # noqa: N818  # an outcome of an attempt, not a faul
         self.after = after
 
 
+class Corrupt(Exception):  # noqa: N818  # the same
+    """The bytes that came are not those that the server's checksum is of."""
+
+
 @dataclass(frozen=True)
 class Body:
     """An answer that brings a file, or the rest of it."""
 
     chunks: Iterator[bytes]
-    """Raises TryAgain where the connection drops."""
+    """Raises TryAgain where the connection drops, Corrupt where the client finds wrong bytes."""
     offset: int = 0
     """Where in the file the chunks begin: 0 if the server does not go on where we stopped."""
     size: int | None = None
@@ -127,13 +131,10 @@ class Download:
                 here = file.read(min(1 << 20, body.offset - file.tell()))
                 for digest in digests.values():
                     digest.update(here)
-            with progress(f"downloading {self.path.name[17:]}", body.size or 0, "bytes") as shown:
-                for chunk in body.chunks:
-                    file.write(chunk)
-                    for digest in digests.values():
-                        digest.update(chunk)
-                    if body.size:
-                        shown.update(file.tell())
+            try:
+                self._take(body, file, digests)
+            except Corrupt as error:
+                self._refuse(str(error))
             if body.size is not None and file.tell() != body.size:
                 got = file.tell()
                 if got > body.size:
@@ -147,6 +148,15 @@ class Download:
         self._partial.replace(self.path)
         receipt = {"etag": body.etag, "sha256": digests["sha256"].hexdigest()}
         files.write(self._receipt, json.dumps(receipt))
+
+    def _take(self, body: Body, file: IO[bytes], digests: "Mapping[str, hashlib._Hash]") -> None:
+        with progress(f"downloading {self.path.name[17:]}", body.size or 0, "bytes") as shown:
+            for chunk in body.chunks:
+                file.write(chunk)
+                for digest in digests.values():
+                    digest.update(chunk)
+                if body.size:
+                    shown.update(file.tell())
 
     def _refuse(self, problem: str) -> None:
         """Wrong bytes once may be the network's fault; twice is the server's."""

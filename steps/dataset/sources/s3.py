@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
-from steps.dataset.sources.download import Body, Download, TryAgain, from_base64
+from steps.dataset.sources.download import Body, Corrupt, Download, TryAgain, from_base64
 from steps.errors import (
     ConfigError,
     CredentialsError,
@@ -184,11 +184,17 @@ class S3:
         )
 
     def _chunks(self, body: Any) -> Iterator[bytes]:
-        from botocore.exceptions import BotoCoreError, IncompleteReadError
+        from botocore.exceptions import (
+            BotoCoreError,
+            FlexibleChecksumError,
+            IncompleteReadError,
+        )
         from urllib3.exceptions import HTTPError
 
         try:
             yield from body.iter_chunks(_CHUNK)
+        except FlexibleChecksumError as error:  # boto3 knows more kinds than hashlib: CRC32 is S3's
+            raise Corrupt(f"its bytes do not fit its checksum: {error}") from error
         except (BotoCoreError, IncompleteReadError, HTTPError, OSError) as error:
             raise TryAgain(f"the connection broke: {type(error).__name__}") from error
         finally:
