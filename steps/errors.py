@@ -16,6 +16,7 @@ A message begins at the place that someone has to open and ends with what to do.
 
 import errno
 import os
+import re
 from pathlib import Path
 
 
@@ -83,8 +84,10 @@ class Terminated(SystemExit):
 _VOLUME_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
 
 
-# Libraries in other languages tell it in their own words: safetensors, and torch's file writer.
+# Libraries in other languages tell it in their own words: those in Rust (safetensors) with the
+# number, torch's file writer without.
 _VOLUME_TEXTS = ("No space left on device", "enforce fail at inline_container.cc")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def volume_error(error: BaseException) -> VolumeError | None:
@@ -99,7 +102,10 @@ def volume_error(error: BaseException) -> VolumeError | None:
             return VolumeError(
                 f"{where}{seen.strerror}: free or enlarge the volume, then run the same command"
             )
-        if any(text in str(seen) for text in _VOLUME_TEXTS):
+        number = _OS_ERROR.search(str(seen))
+        if (number and int(number[1]) in _VOLUME_ERRNOS) or any(
+            text in str(seen) for text in _VOLUME_TEXTS
+        ):
             return VolumeError(
                 f"the volume cannot be written ({seen}): free or enlarge it, then run the same command"
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 from steps import files
 from steps.errors import DataError
+from steps.weights import refuse_diverged
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def publish(
 
     Adds the base model's tokenizer with the chat template that was trained with, a generation
     config that stops where the template's turns end, and the model card. Raises DataError where
-    the folder then lacks something.
+    the folder then lacks something, or a weight is no number.
     """
     from transformers import AutoTokenizer
 
@@ -33,6 +34,7 @@ def publish(
     _generation_config(base, tokenizer, stop_ids).save_pretrained(weights)
     (weights / "README.md").write_text(card, encoding="utf-8")
     _check(weights)
+    refuse_diverged(weights)
     files.replace_folder(weights, model)
 
 
