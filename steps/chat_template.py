@@ -37,7 +37,7 @@ class ChatTemplate:
     ) -> str:
         """The conversation as one text; with the header of the next assistant turn if asked for.
 
-        Raises TemplateError where the template raises.
+        Raises TemplateError where the template raises, or fails by a fault of its own.
         """
         import jinja2
 
@@ -51,8 +51,12 @@ class ChatTemplate:
                     **self.special_tokens,
                 )
             )
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+        except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template refuses it: {error}") from error
+        except Exception as error:  # a template is a program of others: it can fail as any can
+            raise TemplateError(
+                f"the chat template fails: {type(error).__name__}: {error}"
+            ) from error
 
     def check(self) -> None:
         """Raise DataError where the template cannot be compiled."""

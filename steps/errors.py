@@ -16,6 +16,7 @@ A message begins at the place that someone has to open and ends with what to do.
 
 import errno
 import os
+import re
 from pathlib import Path
 
 
@@ -84,8 +85,10 @@ _VOLUME_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTA
 _ACCESS_ERRNOS = {errno.EACCES, errno.EPERM}
 
 
-# Libraries in other languages tell it in their own words: safetensors, and torch's file writer.
+# Libraries in other languages tell it in their own words: those in Rust (safetensors) with the
+# number, torch's file writer without.
 _VOLUME_TEXTS = ("No space left on device", "enforce fail at inline_container.cc")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def volume_error(error: BaseException) -> VolumeError | None:
@@ -105,7 +108,10 @@ def volume_error(error: BaseException) -> VolumeError | None:
                 f"{seen.filename}: {seen.strerror}: let user {os.getuid()} of group {os.getgid()} "
                 "in there (in a pod: fsGroup), then run the same command"
             )
-        if any(text in str(seen) for text in _VOLUME_TEXTS):
+        number = _OS_ERROR.search(str(seen))
+        if (number and int(number[1]) in _VOLUME_ERRNOS) or any(
+            text in str(seen) for text in _VOLUME_TEXTS
+        ):
             return VolumeError(
                 f"the volume cannot be written ({seen}): free or enlarge it, then run the same command"
             )

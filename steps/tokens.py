@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steps.chat_template import ChatTemplate, Message, TemplateError
-from steps.errors import DataError
+from steps.errors import DataError, volume_error
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,8 +82,10 @@ class ChatTokenizer:
 
         try:
             loaded: Any = AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise DataError(f"{model}: the tokenizer cannot be loaded: {error}") from error
+        except Exception as error:  # of a broken file the tokenizers library says so by this alone
+            raise volume_error(error) or DataError(
+                f"{model}: the tokenizer cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
         if not getattr(loaded, "is_fast", False):
             raise DataError(f"{model}: there is no tokenizer.json, nor a way to make one")
         source = read_template(chat_template) if chat_template else loaded.chat_template

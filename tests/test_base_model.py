@@ -166,7 +166,7 @@ def test_the_check_of_a_hub_model_fetches_no_weights(
 ) -> None:
     checked = fetch("acme/open", "--check")
     assert checked.returncode == 0, checked.stderr
-    assert f"chat template {TEMPLATE!r}" in checked.stderr
+    assert "examined ['config.json', 'tokenizer.json', 'tokenizer_config.json']" in checked.stderr
     assert not any("safetensors" in request for request in hub.requests)
     assert not (tmp_path / "run").exists()
 
@@ -183,8 +183,8 @@ def test_the_check_of_a_hub_model_names_what_it_lacks(fetch: Fetch, tmp_path: Pa
 def test_a_gated_model_asks_for_the_licence_and_the_secret(fetch: Fetch, token: str) -> None:
     refused = fetch("acme/gated", "--check", HF_TOKEN=token)
     assert refused.returncode == 77
-    assert "acme/gated: gated; accept its licence" in refused.stderr
-    assert "secret 'hf-token' (key HF_TOKEN)" in refused.stderr
+    assert "acme/gated: gated: accept its licence" in refused.stderr
+    assert "the secret hf-token (key HF_TOKEN)" in refused.stderr
     assert STRANGER not in refused.stderr
 
 
@@ -201,8 +201,8 @@ def test_a_gated_model_is_fetched_with_a_token_that_is_shown_nowhere(
 @pytest.mark.parametrize(
     ("model", "token", "code", "told"),
     [
-        ("acme/nothing", "", 77, "check the name, or, if it is private or gated"),
-        ("acme/nothing", TOKEN, 65, "the hub has no such model"),
+        ("acme/nothing", "", 77, "no such model on the hub, or it is private or gated"),
+        ("acme/nothing", TOKEN, 65, "there is no such model on the hub, or it is hidden"),
         ("acme/open@v9", "", 65, "there is no revision 'v9'"),
         ("acme/open", "hf_expired-token", 77, "the hub refuses the token (401)"),
         ("acme/a/b", "", 64, "neither an existing path nor a Hugging Face ID"),
@@ -255,7 +255,7 @@ def test_offline_a_commit_that_was_fetched_before_is_used(
     model = f"acme/open@{hub.commit('acme/open').sha}"
     assert fetch(model).returncode == 0
     checked = fetch(model, "--check", HF_HUB_OFFLINE="1")
-    assert f"chat template {TEMPLATE!r}" in checked.stderr
+    assert checked.returncode == 0, checked.stderr
     assert fetch(model, workspace="other", HF_HUB_OFFLINE="1").returncode == 0
 
 
@@ -325,37 +325,6 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
     path.write_text("weights")
     with pytest.raises(DataError, match="a file, not a folder"):
         resolve(str(path), local(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("changed", "template"),
-    [
-        ({"chat_template.jinja": "newest"}, "newest"),
-        ({"tokenizer_config.json": '{"chat_template": "text"}'}, "text"),
-        (
-            {
-                "tokenizer_config.json": json.dumps(
-                    {
-                        "chat_template": [
-                            {"name": "tool_use", "template": "tools"},
-                            {"name": "default", "template": "chats"},
-                        ]
-                    }
-                )
-            },
-            "chats",
-        ),
-        ({"tokenizer_config.json": "{}", "chat_template.json": '{"chat_template": "o"}'}, "o"),
-        ({"tokenizer_config.json": "{}"}, None),
-        ({"tokenizer_config.json": None}, None),
-    ],
-)
-def test_the_chat_template_is_found_wherever_transformers_would(
-    tmp_path: Path, changed: dict[str, str | None], template: str | None
-) -> None:
-    folder = make_model(tmp_path / "model", **changed)
-    found = base_model.check(str(folder), local(tmp_path), hf_token="")
-    assert found.chat_template == template
 
 
 def test_a_model_on_a_mounted_claim_is_found(tmp_path: Path) -> None:

@@ -518,6 +518,24 @@ def test_a_yaml_file_that_is_no_task_is_refused(
 
 
 @pytest.mark.parametrize(
+    "named",
+    ["none.jsonl", {"test": "none.jsonl"}, {"test": ["none-*.jsonl"]}],
+)
+def test_the_check_looks_for_the_data_of_a_task_that_lies_here(tmp_path: Path, named: Any) -> None:
+    folder = make_task(tmp_path).parent
+    run = Run(Bound(workspace=tmp_path / "run"))
+    there = {"dataset_kwargs": {"data_dir": str(folder), "data_files": {"test": "num*.jsonl"}}}
+    check(EvaluateParams(tasks=[str(make_task(tmp_path, **there))]), run)
+    lost = {"task": "lost", "dataset_kwargs": {"data_dir": str(folder), "data_files": named}}
+    path = make_task(folder, **lost)
+    with pytest.raises(DataError, match=r"none.*\.jsonl: there is no such file; .*lost\.yaml"):
+        check(EvaluateParams(tasks=[str(path)]), run)
+    (folder / "all.yaml").write_text("group: numbers\ntask: [which_number, lost]\n")
+    with pytest.raises(DataError, match=r"lost\.yaml names it"):
+        check(EvaluateParams(tasks=[str(folder / "all.yaml")]), run)
+
+
+@pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"dataset_kwargs": {"data_files": "/nowhere.jsonl"}}, DataError, "/nowhere.jsonl"),
@@ -581,6 +599,35 @@ def test_a_gated_data_set_names_the_secret(ground: Ground, tmp_path: Path) -> No
         )
     assert done.returncode == 77, done.stderr
     assert "the secret 'hf-token'" in done.stderr
+
+
+def test_a_token_given_as_a_parameter_reaches_model_and_data_sets(
+    ground: Ground, tmp_path: Path
+) -> None:
+    numbers = make_task(tmp_path).with_name("numbers.jsonl")
+    data = tmp_path / "hub" / "datasets" / "org" / "numbers"
+    data.mkdir(parents=True)
+    (data / "test.jsonl").write_bytes(numbers.read_bytes())
+    make_model(tmp_path / "hub" / "models" / "org" / "tuned", "llama")
+    task = make_task(tmp_path, dataset_path="org/numbers", dataset_kwargs=None)
+    gated = frozenset({"org/numbers", "org/tuned"})
+    with Hub(tmp_path / "hub", token="hf_right", gated=gated) as hub:
+        done = command(
+            ground.workspace,
+            *("--tasks", str(task), "--model", "org/tuned", "--heldout-limit", "0"),
+            **(hub.environment | {"HF_HOME": str(tmp_path), "SFT_HF_TOKEN": "hf_right"}),
+        )
+    assert done.returncode == 0, done.stderr
+    assert "hf_right" not in done.stderr
+
+
+def test_a_token_of_the_tokenizer_that_the_model_does_not_know_is_told(ground: Ground) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["Paris"])
+    tokenizer.save_pretrained(ground.workspace.model)
+    ground.hold_out(CHATS)
+    with pytest.raises(DataError, match="gives the token 400, but its embedding has 400 tokens"):
+        ground.evaluate()
 
 
 def test_a_data_set_that_is_not_in_the_cache_is_told_when_offline(

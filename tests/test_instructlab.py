@@ -151,17 +151,17 @@ def test_the_curve_counts_a_restarts_steps_once_and_skips_what_was_cut_off(tmp_p
 
 # A worker in place of torchrun's: a process that leaves what it is told to leave.
 WORKER = """
-import os, pathlib, sys
-folder = pathlib.Path(sys.argv[1])
-(folder / "{metrics}").write_text(os.environ["LEAVE"])
-print("loading"); print(os.environ.get("SAY", "done"))
-sys.exit(int(os.environ["CODE"]))
+import pathlib, sys
+_, path, code, leave, say = sys.argv
+pathlib.Path(path).write_text(leave)
+print("loading"); print(say)
+sys.exit(int(code))
 """
 
 
 def run_worker(job: Job, code: int, leave: str = "", say: str = "done") -> None:
-    words = [sys.executable, "-c", WORKER.format(metrics=METRICS), str(job.checkpoints)]
-    instructlab._run(words, job, {"CODE": str(code), "LEAVE": leave, "SAY": say})
+    words = [sys.executable, "-c", WORKER, str(job.checkpoints / METRICS), str(code), leave, say]
+    instructlab._run(words, job)
 
 
 def test_a_worker_that_fails_shows_its_last_lines(tmp_path: Path) -> None:

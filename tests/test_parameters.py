@@ -68,6 +68,7 @@ phase_02_train_opt_chat_template | str | ""
 phase_02_train_opt_checkpoint_minutes | int | 60
 phase_03_eval_opt_baseline | str | heldout
 phase_03_eval_opt_model | str | ""
+phase_03_eval_opt_hf_token | str | ""
 phase_03_eval_opt_heldout_limit | int | 200
 phase_03_eval_opt_gpu | int | 1
 phase_03_eval_opt_cpu | str | 4

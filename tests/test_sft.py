@@ -175,6 +175,39 @@ def test_nothing_to_evaluate_is_refused_before_anything_starts(tmp_path: Path) -
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_limit_of_no_examples_is_no_evaluation() -> None:
+    dataset = DatasetParams(data_uri="/x.jsonl", data_split=1.0)
+    refused = PIPELINE.refusals({"dataset": dataset, "evaluate": EvaluateParams(limit=0)})
+    assert len(refused) == 1
+    assert "--limit is 0" in refused[0]
+
+
+def test_a_data_set_of_one_row_and_nothing_else_to_score_ends_before_training(
+    tmp_path: Path,
+) -> None:
+    arguments = [
+        *("--data-uri", write_chats(tmp_path / "chats.jsonl", 1)),
+        *("--model", make_model(tmp_path / "base"), "--tasks", "[]"),
+        *("--runs", tmp_path / "runs", "--run-name", "one"),
+    ]
+    for _ in range(2):  # the second time the dataset step is done already
+        told = sft("run", *arguments)
+        assert told.returncode == 64, told.stderr
+        assert "no rows are held out" in told.stderr
+        assert (tmp_path / "runs" / "one" / "dataset.json").exists()
+        assert not (tmp_path / "runs" / "one" / "logs" / "train.log").exists()
+
+
+def test_the_verbosity_of_the_run_is_that_of_every_step_unless_it_has_its_own(
+    tmp_path: Path,
+) -> None:
+    run = ("run", "--check", "--from", "evaluate", "--evaluate-model", tmp_path / "none")
+    told = sft(*run, "--tasks", "[]", "--verbosity", "DEBUG").stderr
+    assert "Traceback" in told
+    told = sft(*run, "--tasks", "[]", "--verbosity", "DEBUG", "--evaluate-verbosity", "INFO").stderr
+    assert "Traceback" not in told
+
+
 def test_an_eval_set_is_something_to_evaluate_without_a_split() -> None:
     values = {"data_uri": "/x.jsonl", "data_split": 1.0}
     evaluate = EvaluateParams(tasks=[])

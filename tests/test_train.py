@@ -1,6 +1,8 @@
 """The train step by its command: what it refuses, what it leaves, and going on after a kill."""
 
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from steps.tokens import ChatTokenizer
 from steps.train import local
+from steps.train.tokenize import write_tokens
 from tests.test_training_cpu import write_chats
 from tests.tiny import CHATML, make_model
 
@@ -17,9 +21,9 @@ TRAIN = [sys.executable, "-m", "steps.train"]
 FAST = ["--train-batch=8", "--learning-rate=0.01", "--env-vars="]
 
 
-def workspace_in(folder: Path, rows: int = 60) -> Path:
+def workspace_in(folder: Path, rows: int = 60, words: int = 30) -> Path:
     """A run whose dataset step is done."""
-    chats = write_chats(folder / "chats.jsonl", rows)
+    chats = write_chats(folder / "chats.jsonl", rows, words)
     workspace = folder / "run"
     subprocess.run(
         [
@@ -138,6 +142,56 @@ def test_the_full_state_stays_where_it_is_asked_for(tmp_path: Path) -> None:
     assert (workspace / "checkpoints" / "state-000000006" / "optimizer.bin").exists()
 
 
+def test_a_damaged_model_is_made_anew(tmp_path: Path) -> None:
+    workspace, base = workspace_in(tmp_path), make_model(tmp_path / "base")
+    weights = workspace / "model" / "model.safetensors"
+    assert train(workspace, base).returncode == 0
+    whole = weights.read_bytes()
+    for damage in (lambda: weights.write_bytes(whole[:-1]), weights.unlink):
+        damage()
+        again = train(workspace, base)
+        assert again.returncode == 0, again.stderr
+        assert "already done" not in again.stderr
+        assert weights.read_bytes() == whole
+
+
+# The first is too small for the weights of a full state, the second for its optimizer.
+@pytest.mark.parametrize("bytes_a_file", [60_000, 160_000])
+def test_a_volume_that_takes_no_checkpoint_is_told_as_such(
+    tmp_path: Path, bytes_a_file: int
+) -> None:
+    workspace, base = workspace_in(tmp_path), make_model(tmp_path / "base")
+    limits = (bytes_a_file, bytes_a_file)
+    full = subprocess.run(
+        [*TRAIN, f"--workspace={workspace}", f"--model={base}", *FAST],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
+    )
+    assert full.returncode == 74, full.stderr
+    assert "enlarge" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert not list((workspace / "checkpoints").glob("state-*"))
+
+
+def test_the_tokenisers_processes_end_with_a_killed_step(tmp_path: Path) -> None:
+    workspace, base = workspace_in(tmp_path, 600, words=6000), make_model(tmp_path / "base")
+    assert (workspace / "dataset" / "train.jsonl").stat().st_size > 5 << 20
+    pipe = tmp_path / "progress"
+    os.mkfifo(pipe)
+    with subprocess.Popen(
+        [*TRAIN, f"--workspace={workspace}", f"--model={base}", *FAST],
+        env={**os.environ, "ARGO_PROGRESS_FILE": str(pipe)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as step:
+        pipe.read_text()  # written once the first rows are back from a process
+        step.kill()
+        # Every process that lives holds the other end of this.
+        _, told = step.communicate(timeout=60)
+    assert "training on" not in told
+
+
 def test_parameters_that_have_no_effect_here_are_refused_all_at_once(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base")
     refused = train(
@@ -150,9 +204,14 @@ def test_parameters_that_have_no_effect_here_are_refused_all_at_once(tmp_path: P
         "--num-procs=4",
         "--fsdp-sharding=NO_SHARD",
         "--env-vars=nonsense",
+        "--lr-scheduler=constant",
+        "--lr-warmup=5",
     )
     assert refused.returncode == 64
-    for name in ("workers", "labels", "use-liger", "num-procs", "fsdp-sharding", "env-vars"):
+    for name in (
+        *("workers", "labels", "use-liger", "num-procs", "fsdp-sharding", "env-vars"),
+        "lr-warmup",
+    ):
         assert f"--{name}" in refused.stderr
 
 
@@ -229,10 +288,64 @@ def test_a_folder_without_weights_is_no_base_model(tmp_path: Path) -> None:
     assert "no weights" in refused.stderr
 
 
-def test_zero_epochs_are_refused(tmp_path: Path) -> None:
-    refused = train(tmp_path / "run", tmp_path, "--epochs=0")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--epochs=0"], "--epochs: input should be greater than 0"),
+        (["--seed=-1"], "--seed: input should be greater than or equal to 0"),
+        (["--seed=4294967296"], "--seed: input should be less than 4294967296"),
+        (["--learning-rate=0"], "--learning-rate: input should be greater than 0"),
+        (["--learning-rate=nan"], "--learning-rate: input should be a finite number"),
+        (["--learning-rate=inf"], "--learning-rate: input should be a finite number"),
+        (["--learning-rate=1e31"], "--learning-rate: input should be less than or equal to"),
+        (["--lr-scheduler=polynomial", "--learning-rate=1e-8"], "polynomial goes down to 1e-07"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(tmp_path: Path, arguments: list[str], told: str) -> None:
+    base = make_model(tmp_path / "base")
+    refused = train(tmp_path / "run", base, "--check", *arguments)
     assert refused.returncode == 64
-    assert "--epochs: input should be greater than 0" in refused.stderr
+    assert told in refused.stderr
+
+
+def test_a_chat_template_that_is_not_there_is_named(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base")
+    refused = train(workspace_in(tmp_path), base, f"--chat-template={tmp_path / 'none.jinja'}")
+    assert refused.returncode == 65
+    assert "none.jinja: the chat template cannot be read" in refused.stderr
+
+
+def test_the_log_says_what_is_trained_on_and_what_is_left_out(tmp_path: Path) -> None:
+    workspace, base = workspace_in(tmp_path), make_model(tmp_path / "base")
+    lengths = sorted(
+        json.loads(line)["len"]
+        for line in (tokens_of(workspace, base, tmp_path)).read_text().splitlines()
+    )
+    longest = lengths[30]
+    kept = sum(length <= longest for length in lengths)
+    done = train(
+        workspace,
+        base,
+        f"--max-seq-len={longest}",
+        "--train-batch=100",
+        "--lr-warmup=3",
+        "--env-vars=OMP_NUM_THREADS=1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"training on {kept} of 48 rows" in done.stderr
+    assert f"{longest} in the longest row; 12 rows are held out" in done.stderr
+    dropped = f"{48 - kept} longer than {longest} tokens (--max-seq-len)"
+    assert f"rows left out: {dropped}" in done.stderr
+    assert "1 optimizer steps: 1 epoch(s) of 1, up to 100 rows each" in done.stderr
+    assert f"all {kept} rows are one step" in done.stderr
+    assert "the warm-up of 3 steps outlasts the training" in done.stderr
+    assert "on 1 threads of the CPU" in done.stderr
+
+
+def tokens_of(workspace: Path, base: Path, folder: Path) -> Path:
+    tokens = folder / "tokens.jsonl"
+    write_tokens(workspace / "dataset" / "train.jsonl", tokens, ChatTokenizer.load(base))
+    return tokens
 
 
 def test_training_before_the_data_is_there_says_what_to_run(tmp_path: Path) -> None:

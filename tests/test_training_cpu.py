@@ -21,14 +21,14 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 ROWS = 40
 
 
-def write_chats(path: Path, rows: int = ROWS) -> Path:
+def write_chats(path: Path, rows: int = ROWS, words: int = 30) -> Path:
     numbers = random.Random(1)
     with path.open("w") as file:
         for _ in range(rows):
-            words = numbers.choices(WORDS, k=numbers.randint(3, 30))
+            chosen = numbers.choices(WORDS, k=numbers.randint(3, words))
             chat = [
-                {"role": "user", "content": " ".join(words)},
-                {"role": "assistant", "content": " ".join(words[:3])},
+                {"role": "user", "content": " ".join(chosen)},
+                {"role": "assistant", "content": " ".join(chosen[:3])},
             ]
             file.write(json.dumps({"messages": chat}) + "\n")
     return path

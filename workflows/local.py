@@ -252,11 +252,15 @@ class _Engine:
         self._console, self._lock = console, lock
         self._waiting = [step for step in options.pipeline.steps if step.name in chosen]
         self._running: dict[str, _Process] = {}
+        self._done: dict[str, Record] = {}
         self._lines: _Lines = queue.Queue()
         self._asides: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=_ASIDES_SHOWN))
 
     def run(self) -> None:
-        """Run all; raise StepFailedError at the first step that fails, once the others have stopped."""
+        """Run all; raise StepFailedError at the first step that fails, once the others have stopped.
+
+        Raises UsageError where what a step has found leaves a later one nothing to do.
+        """
         try:
             self._start_ready()
             while self._running:
@@ -300,6 +304,9 @@ class _Engine:
                 name, code, f"{name} failed with exit code {code}; its log is {log}"
             )
         self._console.finished(name)
+        if done := record.read(self._workspace, name):
+            self._done[name] = done
+        values.refuse(self._options.pipeline.refusals(self._chosen, self._done))
         self._start_ready()
 
     def _tell(self, name: str, line: str) -> None:
@@ -409,11 +416,12 @@ def _stop(processes: Collection[_Process]) -> None:
 
 
 def _command(step: Step, params: StepParams, options: _Options) -> list[str]:
+    # evaluate's log level is a parameter of its own, too: where it is set, it wins.
+    own = {flags.flag(name) for name in params.model_fields_set}
     told = [
         argument
         for argument in flags.arguments(options.bound)
-        # evaluate's own log level is its own parameter
-        if argument.partition("=")[0] not in map(flags.flag, type(params).model_fields)
+        if argument.partition("=")[0] not in own
     ]
     # -P: a folder named `steps` where the user stands is not taken for ours.
     return [sys.executable, "-P", "-m", step.module, *told, *flags.arguments(params)]

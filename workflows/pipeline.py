@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from steps.dataset.params import DatasetParams
 from steps.evaluate.params import EvaluateParams
 from steps.params import FURTHER, MAN, StepParams, marked
+from steps.record import Record
 from steps.register.params import RegisterParams
 from steps.secrets import Secret
 from steps.train.params import TrainParams
@@ -64,6 +65,10 @@ class Parameter:
     field: FieldInfo
 
 
+Rule = Callable[[Mapping[str, StepParams], Mapping[str, Record]], str | None]
+"""A rule over several steps, by name: their parameters, and the records of those that are done."""
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Steps in an order in which each comes after those it needs."""
@@ -73,10 +78,10 @@ class Pipeline:
     steps: tuple[Step, ...]
     title: str = ""
     """Title of a run; a parameter's name in braces stands for its value."""
-    rules: tuple[Callable[[Mapping[str, StepParams]], str | None], ...] = ()
-    """What parameters of several steps must not say together; each gives the problem or None."""
-    repeat_rules: tuple[Callable[[Mapping[str, StepParams]], str | None], ...] = ()
-    """What they must not say where run follows run: a schedule, events."""
+    rules: tuple[Rule, ...] = ()
+    """What must not come together; each gives the problem or None."""
+    repeat_rules: tuple[Rule, ...] = ()
+    """What must not where run follows run: a schedule, events."""
 
     def __post_init__(self) -> None:
         """Refuse a DAG with a missing, repeated, or later need (ValueError)."""
@@ -95,10 +100,19 @@ class Pipeline:
         """The step of that name (KeyError where there is none)."""
         return {step.name: step for step in self.steps}[name]
 
-    def refusals(self, models: Mapping[str, StepParams], *, repeated: bool = False) -> list[str]:
-        """What the rules have against these parameters, of one run or of many with the same."""
+    def refusals(
+        self,
+        models: Mapping[str, StepParams],
+        records: Mapping[str, Record] | None = None,
+        *,
+        repeated: bool = False,
+    ) -> list[str]:
+        """What the rules have against these parameters, and against what steps have found.
+
+        `repeated` asks for runs that follow one another with the same parameters.
+        """
         rules = self.rules + (self.repeat_rules if repeated else ())
-        return [problem for rule in rules if (problem := rule(models))]
+        return [problem for rule in rules if (problem := rule(models, records or {}))]
 
     def parameters(self) -> list[Parameter]:
         """All workflow parameters: those a user meets first, the optional ones, then the further."""
@@ -121,21 +135,25 @@ def _rank(field: FieldInfo) -> int:
     return 0 if marked(field, MAN) else 1
 
 
-def nothing_to_score(models: Mapping[str, StepParams]) -> str | None:
+def nothing_to_score(models: Mapping[str, StepParams], records: Mapping[str, Record]) -> str | None:
     """Without held-out rows and without tasks, training would end in an evaluation of nothing."""
     dataset, evaluate = models.get("dataset"), models.get("evaluate")
-    if (
-        isinstance(dataset, DatasetParams)
-        and isinstance(evaluate, EvaluateParams)
-        and dataset.data_split == 1.0
-        and not dataset.eval_uri
-        and not evaluate.tasks
-    ):
-        return "--data-split 1.0 holds no rows out and --tasks is empty: nothing would be evaluated"
+    if not isinstance(evaluate, EvaluateParams) or evaluate.scores_tasks:
+        return None
+    no_tasks = "--limit is 0" if evaluate.tasks else "--tasks is empty"
+    if isinstance(dataset, DatasetParams) and dataset.data_split == 1.0 and not dataset.eval_uri:
+        return f"--data-split 1.0 holds no rows out and {no_tasks}: nothing would be evaluated"
+    if "dataset" in records and not records["dataset"].metrics["rows_eval"]:
+        return (
+            f"no rows are held out, for there are too few different ones, and {no_tasks}: nothing "
+            "would be evaluated; give more rows, an --eval-uri, or tasks"
+        )
     return None
 
 
-def same_version_again(models: Mapping[str, StepParams]) -> str | None:
+def same_version_again(
+    models: Mapping[str, StepParams], _records: Mapping[str, Record]
+) -> str | None:
     """From the second run on, another model would stand under the version already."""
     register = models.get("register")
     if isinstance(register, RegisterParams) and register.on_conflict == "error":

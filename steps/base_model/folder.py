@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps import files
-from steps.base_model.model import Found, ModelSource, examine
+from steps.base_model.model import ModelSource, examine
 from steps.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Folder:
         """Itself: a folder has no revisions, only its digest."""
         return self
 
-    def check(self) -> Found:
+    def check(self) -> Path:
         """See Source."""
         if not self.path.is_dir():
             what = "a file, not a folder" if self.path.exists() else "not there"
@@ -38,7 +38,8 @@ class Folder:
                     raise DataError(
                         f"{entry}: a Git LFS pointer, not the file; run `git lfs pull` there"
                     )
-        return examine(self.uri, {entry.name for entry in entries}, self._read)
+        examine(self.uri, {entry.name for entry in entries}, self._read)
+        return self.path
 
     def fetch(self) -> ModelSource:
         """See Source. Reads every file for the digest."""

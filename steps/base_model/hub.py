@@ -3,20 +3,21 @@
 The client checks the length of what it downloads, but not the bytes; here they are.
 """
 
+import contextlib
 import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from steps import files
 from steps.base_model.folder import Folder
-from steps.base_model.hub_errors import SECRET, first_line, is_transient, retry_after, told
-from steps.base_model.model import Found, ModelSource, examine
-from steps.errors import DataError, TransientError
+from steps.base_model.model import ModelSource, examine
+from steps.errors import DataError, StepError, TransientError, UsageError
+from steps.hub_errors import SECRET, first_line, passing, refusal, retry_after
 from steps.progress import progress
 from steps.quantities import size
 
@@ -37,6 +38,9 @@ _OTHER_WEIGHTS = re.compile(
     r"consolidated.*|.*\.(gguf|h5|msgpack|onnx|onnx_data|ot|pkl|pt|pth|tflite|ckpt|nemo)"
 )
 
+# Config, tokenizer and chat templates, and the index of sharded weights.
+_READ_FIRST = re.compile(r".*\.(jinja|json|model|tiktoken|txt)")
+
 
 @dataclass(frozen=True)
 class HubModel:
@@ -53,20 +57,25 @@ class HubModel:
         """The model at a commit."""
         return replace(self, revision=revision)
 
-    def check(self) -> Found:
-        """See Source. Small files are fetched into the cache."""
+    def check(self) -> Path:
+        """See Source. What config and tokenizer consist of is fetched into the cache."""
         if self._is_here():
             return Folder(
                 self.repository, self._snapshot(str(self.revision)), portable=True
             ).check()
-        with told(self.repository, self.revision, self.token):
-            return self._examine(self._information())
+        with self._told():
+            information = self._information()
+            self._examine(information)
+            for file in _wanted(information):
+                if _READ_FIRST.fullmatch(file.rfilename):
+                    self._file(file, str(information.sha))
+            return self._snapshot(str(information.sha))
 
     def fetch(self) -> ModelSource:
         """See Source. A commit that is whole in the cache is not asked for again."""
         if self._is_here():
             return self._source(str(self.revision))
-        with told(self.repository, self.revision, self.token):
+        with self._told():
             information = self._information()
             commit = str(information.sha)
             if not self._is_whole(commit):
@@ -119,14 +128,52 @@ class HubModel:
             self.repository,
         )
 
-    def _examine(self, information: "ModelInfo") -> Found:
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of the client, raised as those of a step."""
+        from huggingface_hub import errors
+
+        try:
+            yield
+        except errors.HFValidationError as error:
+            raise UsageError(
+                f"--model {self.repository!r}: neither an existing path nor a Hugging Face ID "
+                "(org/name, and @revision if need be)"
+            ) from error
+        # httpx's own error has another name in another version of the client.
+        except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+            if getattr(error, "errno", None) is not None:  # the volume's, not the network's
+                raise
+            raise self._meaning(error) from error
+
+    def _meaning(self, error: BaseException) -> StepError:
+        from huggingface_hub import constants
+
+        refused = refusal(
+            error,
+            self.repository,
+            kind="model",
+            page=f"{constants.ENDPOINT}/{self.repository}",
+            revision=self.revision,
+            token=self.token,
+        )
+        if refused:
+            return refused
+        if reason := passing(error):
+            return TransientError(
+                f"{self.repository}: the hub does not answer as it should ({reason}); "
+                "try again later"
+            )
+        return DataError(f"{self.repository}: the hub refuses: {first_line(error)}")
+
+    def _examine(self, information: "ModelInfo") -> None:
         wanted = {file.rfilename: file for file in _wanted(information)}
 
         def read(name: str) -> str:
             path = self._file(wanted[name], str(information.sha))
             return path.read_text(encoding="utf-8")
 
-        return examine(self.repository, wanted, read)
+        examine(self.repository, wanted, read)
 
     def _download(self, information: "ModelInfo") -> None:
         # One after the other: on SIGTERM the client's own pool would first finish its files.
@@ -198,7 +245,7 @@ def _persist(question: Callable[[], T], name: str) -> T:
         try:
             return question()
         except HTTPError as error:
-            if not is_transient(error):
+            if not passing(error):
                 raise
             asked = retry_after(error)
             log.warning("%s: %s; trying again", name, first_line(error))

@@ -35,25 +35,17 @@ class ModelSource:
         return Asset(path=path, uri=self.uri, revision=self.revision, sha256=self.sha256)
 
 
-@dataclass(frozen=True)
-class Found:
-    """What is known of a model before it is fetched."""
-
-    chat_template: str | None = None
-    examined: bool = True
-    """False where the content shows only once it is fetched: an image that is not in the cache."""
-
-
 class Source(Protocol):
     """A place that base models come from."""
 
     def at(self, revision: str) -> "Source":
         """The same model at a fixed revision."""
 
-    def check(self) -> Found:
-        """What can be known in seconds; no weights are fetched.
+    def check(self) -> Path | None:
+        """The folder of the model's config and tokenizer, in seconds; no weights are fetched.
 
-        Raises the StepErrors that `fetch` would raise.
+        None where they show only once all is fetched: an image that is not in the cache. Raises
+        the StepErrors that `fetch` would raise.
         """
 
     def fetch(self) -> ModelSource:
@@ -64,7 +56,7 @@ class Source(Protocol):
         """
 
 
-def examine(where: str, names: Collection[str], read: Read) -> Found:
+def examine(where: str, names: Collection[str], read: Read) -> None:
     """Check that files make up a causal language model; the weights themselves are not read.
 
     Raises DataError that names all that is missing, or the architecture that cannot be trained.
@@ -85,7 +77,6 @@ def examine(where: str, names: Collection[str], read: Read) -> Found:
             f"{where}: not a base model, for it has no {', no '.join(missing)}; {advice}"
         )
     _check_architecture(where, _json(where, "config.json", read))
-    return Found(_chat_template(where, names, read))
 
 
 def _missing_weights(where: str, names: Collection[str], read: Read) -> list[str]:
@@ -112,19 +103,6 @@ def _check_architecture(where: str, config: dict[str, Any]) -> None:
             f"{where}: config.json says {named} under architectures, which is no causal language "
             "model; only those can be fine-tuned on chats"
         )
-
-
-def _chat_template(where: str, names: Collection[str], read: Read) -> str | None:
-    """The default template, from wherever transformers would take it."""
-    if "chat_template.jinja" in names:
-        return read("chat_template.jinja")
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        template = _json(where, name, read).get("chat_template") if name in names else None
-        if isinstance(template, list):  # several, each with its name
-            template = {item["name"]: item["template"] for item in template}.get("default")
-        if template:
-            return str(template)
-    return None
 
 
 def _json(where: str, name: str, read: Read) -> dict[str, Any]:

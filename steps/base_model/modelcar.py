@@ -18,7 +18,7 @@ from pathlib import Path
 from steps import files
 from steps.base_model import skopeo
 from steps.base_model.folder import Folder
-from steps.base_model.model import Found, ModelSource
+from steps.base_model.model import ModelSource
 from steps.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
@@ -56,11 +56,11 @@ class Modelcar:
         """The image of that digest."""
         return replace(self, digest=revision)
 
-    def check(self) -> Found:
+    def check(self) -> Path | None:
         """See Source. Only an image in the cache can be looked into."""
         digest = skopeo.manifest_digest(self._image(self.digest), self.pull_secret)
         folder = self._folder(digest)
-        return folder.check() if folder.path.exists() else Found(examined=False)
+        return folder.check() if folder.path.exists() else None
 
     def fetch(self) -> ModelSource:
         """See Source. An image that is in the cache is not asked for again."""

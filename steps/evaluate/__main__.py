@@ -3,20 +3,26 @@
 python -m steps.evaluate --workspace runs/demo --tasks arc_easy,hellaswag --limit 200
 """
 
+import os
+
 from steps import base_model, entrypoint, record
 from steps.entrypoint import Run
 from steps.errors import DataError
 from steps.evaluate import tasks
 from steps.evaluate.params import EvaluateParams
 from steps.record import Asset, Result
-from steps.secrets import environment
+from steps.secrets import HF_TOKEN, preferred
 
 
 def check(params: EvaluateParams, run: Run) -> None:
     """lm-eval knows the tasks, and a given model is one."""
     tasks.check(params)
     if params.model:
-        base_model.check(params.model, run, hf_token=environment("HF_TOKEN"))
+        folder = base_model.check(params.model, run, hf_token=_token(params))
+        if folder:
+            from steps import weights
+
+            weights.outline(folder)
 
 
 def inputs(params: EvaluateParams, run: Run) -> dict[str, Asset]:
@@ -25,8 +31,9 @@ def inputs(params: EvaluateParams, run: Run) -> dict[str, Asset]:
     A given model is scored alone: nothing says which model it was made from.
     """
     tasks.use_cache(run.cache)
+    token = _token(params)
     if params.model:
-        source = base_model.resolve(params.model, run, hf_token=environment("HF_TOKEN"))
+        source = base_model.resolve(params.model, run, hf_token=token)
         found = {"model": source.asset(run.workspace)}
     else:
         found = _trained(run)
@@ -40,6 +47,14 @@ def main(params: EvaluateParams, run: Run) -> Result:
     from steps.evaluate.evaluation import evaluate
 
     return evaluate(params, run)
+
+
+def _token(params: EvaluateParams) -> str:
+    """The token for the hub, left also where the data sets of tasks look for it."""
+    token = preferred(params.hf_token, HF_TOKEN, "HF_TOKEN")
+    if token:
+        os.environ["HF_TOKEN"] = token
+    return token
 
 
 def _trained(run: Run) -> dict[str, Asset]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from steps import files, record
+from steps import files, record, weights
 from steps.entrypoint import Run
 from steps.errors import UsageError
 from steps.evaluate import benchmarks, heldout, tasks
@@ -29,7 +29,7 @@ def evaluate(params: EvaluateParams, run: Run) -> Result:
     """Score the models that `run.inputs` names, and leave what was found in evaluation/."""
     workspace = run.workspace
     has_rows = "eval" in run.inputs and workspace.eval_rows.stat().st_size > 0
-    has_tasks = bool(params.tasks) and params.limit != 0
+    has_tasks = params.scores_tasks
     if not (has_rows or has_tasks):
         raise UsageError(
             f"{workspace.eval_rows}: no rows are held out, and there are no --tasks: nothing would "
@@ -43,6 +43,10 @@ def evaluate(params: EvaluateParams, run: Run) -> Result:
     seconds: dict[str, float] = {}
     loaded = tasks.load(params, models["tuned"]) if has_tasks else {}
     held_out = _held_out(params, workspace, models["tuned"]) if has_rows else None
+    for model in models.values():
+        outline = weights.outline(model)
+        if held_out:
+            weights.refuse_unknown(outline, model, held_out.highest)
     scores: dict[str, Scores] = {}
     answers: dict[str, list[str]] = {}
     if held_out:

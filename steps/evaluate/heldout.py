@@ -52,6 +52,11 @@ class HeldOut:
     questions: list[Question]
     tokenizer: ChatTokenizer
 
+    @property
+    def highest(self) -> int:
+        """The largest token id in the rows."""
+        return max(int(row.ids.max()) for row in self.rows)
+
 
 def read(path: Path, tokens: Path | None, tokenizer: ChatTokenizer, limit: int) -> HeldOut:
     """Read the held-out rows, and make questions of `limit` of them (-1: of all).

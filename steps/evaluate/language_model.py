@@ -12,7 +12,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from steps.errors import ConfigError, DataError, volume_error
+from steps import weights
+from steps.errors import ConfigError
 from steps.progress import Progress
 from steps.tokens import MASKED
 
@@ -47,25 +48,16 @@ class Loss(NamedTuple):
 def load(path: Path) -> Any:
     """The model of a folder, on the CUDA devices if there are any, else on the CPU.
 
-    Several devices share its layers. Raises DataError where it cannot be loaded.
+    Several devices share its layers. Raises what `steps.weights.load` raises.
     """
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     gpus = torch.cuda.device_count()
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.bfloat16 if gpus else torch.float32,
-            device_map="auto" if gpus > 1 else "cuda:0" if gpus else "cpu",
-        )
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{path}: the model does not fit into the GPU's memory") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise volume_error(error) or DataError(
-            f"{path}: the model cannot be loaded: {error}"
-        ) from error
+    model = weights.load(
+        path,
+        dtype=torch.bfloat16 if gpus else torch.float32,
+        device_map="auto" if gpus > 1 else "cuda:0" if gpus else "cpu",
+    )
     return model.eval()
 
 
@@ -185,18 +177,9 @@ def _logits(
     return every[:, positions.to(every.device)]
 
 
-def _context(model: Any) -> int | None:
-    """Most tokens that the model can read at all; None where rotary positions go on for ever."""
-    config = model.config
-    if getattr(config, "rope_parameters", None):
-        return None
-    length: int | None = getattr(config, "max_position_embeddings", None)
-    return length
-
-
 def _within(model: Any, rows: Sequence[Row]) -> list[Row]:
     """The rows, cut where the model has no further positions."""
-    most = _context(model)
+    most = weights.positions(model)
     cut = [row for row in rows if most is not None and len(row.ids) > most]
     if cut:
         log.warning("%d rows are scored up to token %s: the model reads no further", len(cut), most)
@@ -210,7 +193,7 @@ def _with_room(
 
     A prompt keeps its end.
     """
-    most = _context(model)
+    most = weights.positions(model)
     if most is None:
         return list(prompts), list(limits)
     longest = min(max(limits), most // 2)

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from steps.params import Cluster, Further, Man, Operational, StepParams
 from steps.secrets import HF_TOKEN, Secret
@@ -33,6 +33,8 @@ class EvaluateParams(StepParams):
     """What the base model is scored on too: the held-out rows, all, or none."""
     model: Further[str] = ""
     """Evaluate this model (ID, path, pvc://) instead of the run's own."""
+    hf_token: Further[SecretStr] = SecretStr("")
+    """Hugging Face token for that model and for data sets of tasks; prefer the secret hf-token."""
     heldout_limit: Further[int] = Field(default=200, ge=-1)
     """Held-out rows to generate answers for; the loss is over all. -1 takes all."""
     gpu: Further[Cluster[int]] = Field(default=1, ge=0)
@@ -41,3 +43,8 @@ class EvaluateParams(StepParams):
     """CPU cores of the evaluation pod."""
     memory: Further[Cluster[str]] = Field(default="64Gi", pattern=QUANTITY)
     """Memory of the evaluation pod."""
+
+    @property
+    def scores_tasks(self) -> bool:
+        """Whether any example of any task is asked."""
+        return bool(self.tasks) and self.limit != 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import glob
 import logging
 import os
 import sys
@@ -25,6 +26,9 @@ from steps.secrets import HF_TOKEN
 
 log = logging.getLogger(__name__)
 
+# What `dataset_path` says where the data is files: https://huggingface.co/docs/datasets/loading
+_FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}
+
 
 def use_cache(folder: Path) -> None:
     """Have the data sets of tasks fetched into the cache; to be called before any import of them."""
@@ -33,17 +37,27 @@ def use_cache(folder: Path) -> None:
 
 
 def check(params: EvaluateParams) -> None:
-    """Raise UsageError for names that lm-eval does not know, DataError for files that are no task."""
-    if params.tasks:
-        _manager(params)
+    """Raise UsageError for names that lm-eval does not know, DataError for files that are no task.
+
+    A task's own data is looked for too where it is files of this machine.
+    """
+    if not params.tasks:
+        return
+    known = _manager(params).task_index
+    for path in _paths(params.tasks):
+        config = _read(path)
+        _data_files(path, config)
+        members = (known[name].yaml_path for name in _members(config) if name in known)
+        for member in filter(None, members):
+            _data_files(member, _read(member))
 
 
 def assets(tasks: Sequence[str]) -> dict[str, Asset]:
     """The files that tasks are given by, and those of their data that lie here.
 
-    Raises DataError where a task's file is not there or is none.
+    Raises DataError where a task's file, or one of its data, is not there or is none.
     """
-    found = [file for path in _paths(tasks) for file in (path, *_data_files(_read(path)))]
+    found = [file for path in _paths(tasks) for file in (path, *_data_files(path, _read(path)))]
     return {f"task {path}": Asset(path=str(path), sha256=files.sha256(path)) for path in found}
 
 
@@ -100,19 +114,35 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def _data_files(config: Mapping[str, Any]) -> list[Path]:
-    """The files of this machine that `dataset_kwargs.data_files` names: a path, some, or by split."""
-    named = (config.get("dataset_kwargs") or {}).get("data_files") or []
+def _data_files(task: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The files of this machine that `dataset_kwargs.data_files` names: a path, some, or by split.
+
+    Raises DataError where one is not there; a data set of the hub has its files there.
+    """
+    options = config.get("dataset_kwargs") or {}
+    named = options.get("data_files") or []
     splits = list(named.values()) if isinstance(named, Mapping) else [named]
     listed = [
-        entry for split in splits for entry in (split if isinstance(split, list) else [split])
+        str(entry) for split in splits for entry in (split if isinstance(split, list) else [split])
     ]
-    return [path for path in (Path(entry).absolute() for entry in listed) if path.is_file()]
+    if config.get("dataset_path") not in _FILE_FORMATS:
+        return []
+    files_here = []
+    for entry in listed:
+        if "://" in entry:
+            continue
+        path = Path(options.get("data_dir") or "", entry).expanduser().absolute()
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+        if not found:
+            raise DataError(f"{path}: there is no such file; {task} names it for its data")
+        files_here += [file for file in found if file.is_file()]
+    return files_here
 
 
 def _members(group: Mapping[str, Any]) -> Iterator[str]:
     """The names of a group's tasks, which may be given with changes to them."""
-    for entry in group.get("task") or []:
+    entries = group.get("task") if "group" in group else []
+    for entry in entries or []:
         yield (
             str(entry.get("task") or entry.get("group")) if isinstance(entry, dict) else str(entry)
         )

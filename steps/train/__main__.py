@@ -3,6 +3,7 @@
 python -m steps.train --workspace runs/demo --model Qwen/Qwen2.5-0.5B-Instruct --epochs 2
 """
 
+import os
 from pathlib import Path
 
 from steps import base_model, entrypoint, files, record
@@ -11,6 +12,7 @@ from steps.entrypoint import Run
 from steps.errors import DataError
 from steps.record import Asset, Result
 from steps.secrets import HF_TOKEN, preferred
+from steps.tokens import read_template
 from steps.train import local
 from steps.train.params import PULL_SECRET, TrainParams
 
@@ -18,15 +20,14 @@ from steps.train.params import PULL_SECRET, TrainParams
 def check(params: TrainParams, run: Run) -> None:
     """The parameters can be served here, and the base model can be trained on chats."""
     local.refuse_what_it_cannot_serve(params)
-    found = base_model.check(params.model, run, **_credentials(params))
-    template = _given_template(params) or found.chat_template
+    template = Path(params.chat_template) if params.chat_template else None
     if template:
-        ChatTemplate(template).check()
-    elif found.examined:
-        raise DataError(
-            f"{params.model}: the tokenizer has no chat template; "
-            "give one with --chat-template (phase_02_train_opt_chat_template)"
-        )
+        ChatTemplate(read_template(template)).check()
+    folder = base_model.check(params.model, run, **_credentials(params))
+    if folder:
+        from steps.train import preflight
+
+        preflight.check(folder, template)
 
 
 def inputs(params: TrainParams, run: Run) -> dict[str, Asset]:
@@ -36,14 +37,18 @@ def inputs(params: TrainParams, run: Run) -> dict[str, Asset]:
         raise DataError(f"{run.workspace.record('dataset')}: not there; run the dataset step first")
     found = {"train": data.outputs["train"], "eval": data.outputs["eval"]}
     found["base_model"] = base_model.pinned(params.model, run, **_credentials(params))
-    if _given_template(params):
+    if params.chat_template:
         path = Path(params.chat_template).absolute()
+        read_template(path)  # raises what is wrong with it
         found["chat_template"] = Asset(path=str(path), sha256=files.sha256(path))
     return found
 
 
 def main(params: TrainParams, run: Run) -> Result:
     """Train on the run's rows and leave the model in the run's folder."""
+    # Some variables count only where they are set before torch is loaded.
+    os.environ.update(local.environment(params.env_vars)[0])
+
     from steps.train.fine_tune import fine_tune
 
     local.refuse_what_it_cannot_serve(params)
@@ -64,15 +69,6 @@ def main(params: TrainParams, run: Run) -> Result:
             "loss-last": f"{trained.metrics['loss_last']:.6g}",
         },
     )
-
-
-def _given_template(params: TrainParams) -> str | None:
-    """The text of `--chat-template`; None without one. DataError where it cannot be read."""
-    if not params.chat_template:
-        return None
-    from steps.tokens import read_template
-
-    return read_template(Path(params.chat_template))
 
 
 def _credentials(params: TrainParams) -> dict[str, str]:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from steps import files
+from steps import files, weights
 from steps.errors import DataError, Terminated
 from steps.progress import progress
 from steps.tokens import MASKED
@@ -56,6 +56,11 @@ def train(job: Job) -> list[Point]:
     from accelerate import Accelerator
     from transformers import get_scheduler, set_seed
 
+    log.info(
+        "there is no GPU: training on %d threads of the CPU; workers, gpu, cpu and memory count "
+        "for nothing here",
+        torch.get_num_threads(),
+    )
     set_seed(job.params.seed)
     rows = _load(job.tokens)
     model, packed = _model(job, max(len(ids) for ids, _ in rows))
@@ -135,10 +140,10 @@ def _load(tokens: Path) -> list[tuple["torch.Tensor", "torch.Tensor"]]:
 def _model(job: Job, longest: int) -> tuple[Any, bool]:
     """The base model in fp32, and whether rows can be packed into one sequence."""
     import torch
-    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers import AttentionInterface
 
     AttentionInterface.register("packed", _packed_attention)
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)
+    model = weights.load(job.base, dtype=torch.float32)
     packed = _can_pack(model, longest)
     if packed:
         model.set_attn_implementation("packed")

@@ -5,18 +5,17 @@ What a stopped attempt left is used again if it was made for the same result, an
 
 import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from steps import files, record
+from steps import files, record, weights
 from steps.entrypoint import Run
 from steps.params import shown
 from steps.tokens import ChatTokenizer
-from steps.train import local
+from steps.train import local, preflight
 from steps.train.backend import Job, Point, metrics
 from steps.train.card import model_card
 from steps.train.params import TrainParams
@@ -61,8 +60,9 @@ def _train(params: TrainParams, run: Run) -> Trained:
     workspace, begun = run.workspace, time.monotonic()
     base = workspace.locate(run.inputs["base_model"].path or "")
     template = Path(params.chat_template) if params.chat_template else None
+    model = weights.outline(base)
     tokenizer = ChatTokenizer.load(base, template)
-    rows = _tokenise(params, run, tokenizer)
+    rows = _tokenise(params, run, tokenizer, model)
     tokenised = time.monotonic()
     job = Job(
         params=params,
@@ -73,7 +73,7 @@ def _train(params: TrainParams, run: Run) -> Trained:
         curve=workspace.curve,
         chat_template=tokenizer.template.source if template else None,
     )
-    log.info("%d steps of up to %d rows, %d epoch(s)", job.steps, params.train_batch, params.epochs)
+    _tell_schedule(job)
     found = metrics(_run(job)) | {
         "rows_trained": rows.kept,
         "rows_dropped_long": rows.dropped_long,
@@ -97,38 +97,61 @@ def _train(params: TrainParams, run: Run) -> Trained:
     return Trained(found, {"tokens": asdict(rows), "seconds": seconds})
 
 
-def _tokenise(params: TrainParams, run: Run, tokenizer: ChatTokenizer) -> Counts:
+def _tokenise(params: TrainParams, run: Run, tokenizer: ChatTokenizer, model: Any) -> Counts:
     workspace = run.workspace
+    base = workspace.locate(run.inputs["base_model"].path or "")
     # A row that fits in no forward pass would be lost in training; it is dropped and counted here.
-    # The upper limit itself is out of bounds too, as in instructlab-training's `data_process`.
-    limits = Limits(SHORTEST, min(params.max_seq_len - 1, params.tokens))
+    limits = Limits(SHORTEST, min(params.max_seq_len, params.tokens))
     rows = write_tokens(workspace.train_rows, workspace.train_tokens, tokenizer, limits)
     held_out = write_tokens(workspace.eval_rows, workspace.eval_tokens, tokenizer)
     log.info(
-        "training on %s of %s rows: %s tokens, %s of them in the loss; dropped: %s longer than %s "
-        "tokens, %s shorter than %s, %s without a token in the loss; %s rows are held out",
+        "training on %s of %s rows: %s tokens, %s of them in the loss, %s in the longest row; "
+        "%s rows are held out",
         *(f"{n:,}" for n in (rows.kept, rows.rows, rows.tokens, rows.tokens_trained)),
-        *(f"{n:,}" for n in (rows.dropped_long, limits.longest, rows.dropped_short)),
-        *(f"{n:,}" for n in (limits.shortest, rows.dropped_masked, held_out.rows)),
+        *(f"{n:,}" for n in (rows.longest, held_out.rows)),
     )
+    if rows.kept < rows.rows:
+        log.warning(
+            "rows left out: %s longer than %s tokens (%s), %s shorter than %s, %s without a token "
+            "in the loss",
+            *(f"{n:,}" for n in (rows.dropped_long, limits.longest)),
+            "--max-seq-len" if params.max_seq_len <= params.tokens else "--tokens",
+            *(f"{n:,}" for n in (rows.dropped_short, limits.shortest, rows.dropped_masked)),
+        )
     refuse_useless(rows, workspace.train_rows, limits)
+    preflight.refuse_unreadable(model, base, workspace.train_rows, rows)
+    weights.refuse_unknown(model, base, held_out.highest)
     return rows
+
+
+def _tell_schedule(job: Job) -> None:
+    params = job.params
+    log.info(
+        "%s optimizer steps: %s epoch(s) of %s, up to %s rows each",
+        *(f"{n:,}" for n in (job.steps, params.epochs, job.steps_an_epoch)),
+        f"{params.train_batch:,}",
+    )
+    if job.rows < params.train_batch:
+        log.warning(
+            "all %s rows are one step: a smaller --train-batch would learn more of them",
+            f"{job.rows:,}",
+        )
+    if params.lr_warmup >= job.steps:
+        log.warning(
+            "the warm-up of %s steps outlasts the training: --learning-rate is never reached",
+            f"{params.lr_warmup:,}",
+        )
 
 
 def _run(job: Job) -> list[Point]:
     job.checkpoints.mkdir(parents=True, exist_ok=True)
     job.curve.parent.mkdir(parents=True, exist_ok=True)
-    variables, _ = local.environment(job.params.env_vars)
     if local.has_gpu():
         from steps.train import instructlab
 
-        return instructlab.train(job, environment=variables)
+        return instructlab.train(job)
     from steps.train import cpu
 
-    os.environ.update(variables)
-    log.info(
-        "there is no GPU: training on the CPU; workers, gpu, cpu and memory count for nothing here"
-    )
     return cpu.train(job)
 
 

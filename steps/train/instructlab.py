@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ _LINES_SHOWN = 20
 _SECONDS_TO_STOP = 30
 
 
-def train(job: Job, *, environment: Mapping[str, str]) -> list[Point]:
+def train(job: Job) -> list[Point]:
     """Train on this machine's GPUs, and leave the model in `checkpoints/model`.
 
     Goes on from the newest full state in `checkpoints/`. Raises ConfigError when memory ran out,
@@ -48,8 +48,12 @@ def train(job: Job, *, environment: Mapping[str, str]) -> list[Point]:
         processes=_processes(job.params.num_procs, torch.cuda.device_count()),
         flash_attention=_has_flash_attention(torch.cuda.get_device_capability()),
     )
+    if job.params.checkpoint_minutes:
+        log.info(
+            "on GPUs the full state is kept at the end of each epoch; checkpoint_minutes counts for nothing"
+        )
     log.info("starting %s", " ".join(words))
-    _run(words, job, environment)
+    _run(words, job)
     points = curve(job)
     _check(job, points)
     files.write(job.curve, "".join(json.dumps(vars(point)) + "\n" for point in points))
@@ -131,7 +135,7 @@ def curve(job: Job) -> list[Point]:
     return [points[step] for step in sorted(points)]
 
 
-def _run(words: list[str], job: Job, environment: Mapping[str, str]) -> None:
+def _run(words: list[str], job: Job) -> None:
     tail: deque[str] = deque(maxlen=_LINES_SHOWN)
     # The interpreter's folder may not be on PATH; torchrun's own children look there.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -141,7 +145,7 @@ def _run(words: list[str], job: Job, environment: Mapping[str, str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, "PATH": path, **environment},
+        env={**os.environ, "PATH": path},
         start_new_session=True,
         # A step that is killed must not leave processes on the GPUs.
         preexec_fn=partial(end_with_parent, os.getpid()),

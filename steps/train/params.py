@@ -105,4 +105,5 @@ class TrainParams(StepParams):
     chat_template: Further[str] = ""
     """Path of a Jinja chat template; empty takes the tokenizer's."""
     checkpoint_minutes: Further[Operational[NonNegativeInt]] = 60
-    """Minutes between checkpoints of the full state: about what a killed run loses; 0 for epochs only."""
+    """Minutes between checkpoints of the full state, beside those of the epochs: about what a killed
+    run loses; 0 for epochs only. On GPUs there are those of the epochs alone."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from steps import files
 from steps.errors import DataError
+from steps.weights import refuse_diverged
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def publish(
 
     Adds the base model's tokenizer with the chat template that was trained with, a generation
     config that stops where the template's turns end, and the model card, all with the rights that
-    a new file has. Raises DataError where the folder then lacks something.
+    a new file has. Raises DataError where the folder then lacks something, or a weight is no number.
     """
     from transformers import AutoTokenizer
 
@@ -38,6 +39,7 @@ def publish(
         if file.is_file():
             file.chmod(readme.stat().st_mode)
     _check(weights)
+    refuse_diverged(weights)
     files.replace_folder(weights, model)
 
 

@@ -28,6 +28,17 @@ _ROWS_A_CHUNK = 256
 _BYTES_FOR_PROCESSES = 4 << 20
 
 
+class NeverStopsError(DataError):
+    """What is trained on would not teach the model to end a turn."""
+
+    def __init__(self, where: Path) -> None:
+        super().__init__(
+            f"{where}: no assistant turn ends with an end-of-turn token, so the model would never "
+            "learn to stop: the chat template writes none that the tokenizer knows as special; "
+            "give another with --chat-template"
+        )
+
+
 @dataclass
 class Counts:
     """What became of the rows of a split. Tokens are counted in the rows that are kept."""
@@ -42,6 +53,9 @@ class Counts:
     stops: int = 0
     """Assistant turns that end with an end-of-turn token in the loss."""
     longest: int = 0
+    """Tokens of the longest row."""
+    highest: int = 0
+    """The largest token id."""
 
     @property
     def kept(self) -> int:
@@ -51,7 +65,7 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         """Both together."""
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        sums["longest"] = max(self.longest, other.longest)
+        sums |= {f: max(getattr(self, f), getattr(other, f)) for f in ("longest", "highest")}
         return Counts(**sums)
 
 
@@ -93,11 +107,7 @@ def refuse_useless(counts: Counts, rows: Path, limits: Limits) -> None:
             f"{counts.dropped_masked:,} have no token that counts in the loss"
         )
     if counts.stops == 0:
-        raise DataError(
-            f"{rows}: no assistant turn ends with an end-of-turn token, so the model would never "
-            "learn to stop: the chat template writes none that the tokenizer knows as special; "
-            "give another with --chat-template"
-        )
+        raise NeverStopsError(rows)
 
 
 def _encoded(
@@ -172,6 +182,7 @@ def _encode(chunk: tuple[int, list[bytes]]) -> tuple[Counts, bytes, int]:
             counts.tokens_trained += trained
             counts.stops += row.stops
             counts.longest = max(counts.longest, length)
+            counts.highest = max(counts.highest, *row.ids)
             out.append(orjson.dumps({"input_ids": row.ids, "labels": row.labels, "len": length}))
     written = b"\n".join(out) + b"\n" if out else b""
     return counts, written, sum(map(len, lines))

@@ -23,8 +23,10 @@ class FetchParams(StepParams):
 
 
 def check(params: FetchParams, run: Run) -> None:
-    found = base_model.check(params.model, run, **_credentials())
-    entrypoint.log.info("examined %s, chat template %r", found.examined, found.chat_template)
+    folder = base_model.check(params.model, run, **_credentials())
+    entrypoint.log.info(
+        "examined %s", sorted(path.name for path in folder.iterdir()) if folder else 0
+    )
 
 
 def inputs(params: FetchParams, run: Run) -> dict[str, Asset]:

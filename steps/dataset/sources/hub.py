@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import SecretStr
 
+from steps import hub_errors
 from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
 from steps.dataset.sources.download import TryAgain, persist
 from steps.entrypoint import Run
 from steps.errors import (
-    ConfigError,
-    CredentialsError,
     DataError,
     StepError,
     TransientError,
@@ -258,44 +257,18 @@ class Hub:
 
     def _told(self, error: Exception) -> StepError | TryAgain:
         """What an error of the hub's client or of `datasets` means here."""
-        from huggingface_hub import errors
-
-        causes = _causes(error)
-        refusal = next((e for e in causes if isinstance(e, errors.HfHubHTTPError)), None)
-        status = refusal.response.status_code if refusal else 0
-        page = f"https://huggingface.co/datasets/{self.address.repository}"
-        secret = f"the secret {HF_TOKEN.name} (key {HF_TOKEN.keys[0]})"
-        if any(isinstance(e, errors.GatedRepoError) for e in causes):
-            return CredentialsError(
-                f"{self.name}: gated: accept its licence at {page} and put a token of that account "
-                f"into {secret}"
-            )
-        if any(isinstance(e, errors.RevisionNotFoundError) for e in causes):
-            return DataError(f"{self.name}: there is no revision {self.address.revision!r}")
-        if status == 401 and not self.token:
-            return CredentialsError(
-                f"{self.name}: there is no such data set on the hub, or it is private or gated: "
-                f"check the name; for a private one put a token into {secret}; for a gated one "
-                f"accept its licence at {page} first"
-            )
-        if any(isinstance(e, errors.RepositoryNotFoundError) for e in causes) and status == 404:
-            return DataError(
-                f"{self.name}: there is no such data set on the hub, or the account of {secret} may "
-                "not see it; check the name"
-            )
-        if status in (401, 403):
-            return CredentialsError(
-                f"{self.name}: the token of {secret} is refused ({status}); for a gated data set "
-                f"accept its licence at {page} too"
-            )
-        if any(isinstance(e, errors.OfflineModeIsEnabled) for e in causes):
-            return ConfigError(
-                f"{self.name}: HF_HUB_OFFLINE is set and the data set is not in the cache; unset it"
-            )
-        if status == 429 or status >= 500 or (not status and _is_network(causes)):
-            said = f"the hub answers {status}" if status else f"no answer: {_bottom(causes)}"
-            after = refusal.response.headers.get("Retry-After", "") if refusal else ""
-            return TryAgain(said, float(after) if after.isdigit() else None)
+        refused = hub_errors.refusal(
+            error,
+            self.name,
+            kind="data set",
+            page=f"https://huggingface.co/datasets/{self.address.repository}",
+            revision=self.address.revision,
+            token=self.token or "",
+        )
+        if refused:
+            return refused
+        if reason := hub_errors.passing(error):
+            return TryAgain(reason, hub_errors.retry_after(error))
         said = " ".join(str(error).split())
         hint = ""
         if "script" in said:
@@ -303,34 +276,6 @@ class Hub:
         elif "Config name is missing" in said or "BuilderConfig" in said:
             hint = f"; name one: {self.name}:<config>"
         return DataError(f"{self.name}: {said}{hint}")
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and all that caused it, the last the first."""
-    found: list[BaseException] = []
-    seen: BaseException | None = error
-    while seen is not None:
-        found.append(seen)
-        seen = seen.__cause__ or seen.__context__
-    return found
-
-
-def _is_network(causes: list[BaseException]) -> bool:
-    from huggingface_hub import errors
-
-    network = (
-        errors.HTTPError,  # type: ignore[attr-defined]  # httpx's own
-        errors.LocalEntryNotFoundError,
-        errors.FileMetadataError,
-        ConnectionError,
-        TimeoutError,
-    )
-    # A response that is not there makes it one of the transport's errors.
-    return any(isinstance(error, network) for error in causes)
-
-
-def _bottom(causes: list[BaseException]) -> str:
-    return " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
 
 
 def _meant_for_training(splits: Mapping[str, list[str]], name: str) -> str:
