@@ -192,7 +192,8 @@ class Hub:
         load = datasets.load_dataset_builder
         builder = self._ask(
             lambda: load(
-                self.address.repository,
+                # Written out, so that a folder of this name where we stand is not taken for it.
+                f"hf://datasets/{self.address.repository}",
                 name=self.address.config,
                 revision=commit,
                 token=self.token,
