@@ -94,6 +94,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             "phase_02_train_opt_chat_template": str(chat_template),
             "phase_02_train_opt_checkpoint_minutes": "5",
             "phase_03_eval_man_tasks": json.dumps([str(make_task(folder, "colours"))]),
+            "phase_03_eval_opt_hf_token": "hf_evaluate",
             "phase_03_eval_opt_batch": "2",
             "phase_03_eval_opt_gen_kwargs": '{"do_sample": false}',
             "phase_03_eval_opt_limit": "3",
