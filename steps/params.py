@@ -7,6 +7,7 @@ A field's docstring is its help text; what an engine must know beyond the type i
 """
 
 import ast
+import functools
 import inspect
 import os
 import sys
@@ -63,26 +64,27 @@ class Declared(BaseModel):
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
         """Read the docstrings; pydantic's own way tokenizes every file in Python, which slows `--help`."""
         super().__pydantic_init_subclass__(**options)
-        for name, text in _docstrings(cls).items():
+        file = getattr(sys.modules[cls.__module__], "__file__", None)
+        for name, text in _docstrings(file).get(cls.__name__, {}).items() if file else ():
             if name in cls.model_fields:
                 cls.model_fields[name].description = text
 
 
-def _docstrings(cls: type) -> dict[str, str]:
-    """The docstring below each annotated name in the class's source; none outside of a file."""
-    file = getattr(sys.modules[cls.__module__], "__file__", None)
-    if file is None:
-        return {}
+@functools.cache
+def _docstrings(file: str) -> dict[str, dict[str, str]]:
+    """By class and by annotated name, the docstring below it in the file."""
     return {
-        named.target.id: inspect.cleandoc(text.value.value)
-        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef) and node.name == cls.__name__
-        for named, text in pairwise(node.body)
-        if isinstance(named, ast.AnnAssign)
-        and isinstance(named.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
+        node.name: {
+            named.target.id: inspect.cleandoc(text.value.value)
+            for named, text in pairwise(node.body)
+            if isinstance(named, ast.AnnAssign)
+            and isinstance(named.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }
+        for node in ast.parse(Path(file).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
     }
 
 

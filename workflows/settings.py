@@ -23,6 +23,7 @@ from pydantic import (
 
 import steps
 from steps.errors import UsageError
+from steps.params import Declared
 from steps.train.params import QUANTITY
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
@@ -73,16 +74,10 @@ def go_duration(duration: str) -> str:
     return f"{int(duration[:-1]) * 24}h" if duration.endswith("d") else duration
 
 
-class Group(BaseModel):
+class Group(Declared):
     """Settings that belong together."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        coerce_numbers_to_str=True,
-        defer_build=True,
-    )
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
 
 class Images(Group):
