@@ -14,6 +14,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
 # Below this a second process costs more than it saves.
 _BYTES_FOR_PROCESSES = 8 << 20
-_AHEAD = 16
-"""Pieces that may be done before their turn: what was found in them is in memory."""
+_AT_A_TIME = 4
+"""Pieces that a process is given at once: handing over costs as much as checking a few rows."""
+_AHEAD = 4
+"""Times as many may be done before their turn: what was found in them is in memory."""
 _SHOWN_OF_LONG = 1000
 
 
@@ -156,6 +159,7 @@ class Intake:
 
 Pieces = Iterable[tuple[str, Block | Range]]
 """Pieces, each with the name of its file."""
+Batch = list[tuple[str, Block | Range]]
 OnPiece = Callable[[str, Unit, Checked], None]
 
 
@@ -259,15 +263,24 @@ def _checked(
         for item in pieces:
             yield item, check(item[1], spool, schema)
         return
-    waiting: deque[tuple[tuple[str, Block | Range], Future[Checked]]] = deque()
-    for item in pieces:
-        waiting.append((item, pool.submit(check, item[1], spool, schema)))
+    waiting: deque[tuple[Batch, Future[list[Checked]]]] = deque()
+    left = iter(pieces)
+    while batch := list(islice(left, _AT_A_TIME)):
+        waiting.append((batch, pool.submit(_check_each, batch, spool, schema)))
         if len(waiting) > _AHEAD:
-            first, done = waiting.popleft()
-            yield first, done.result()
+            yield from _done(*waiting.popleft())
     while waiting:
-        first, done = waiting.popleft()
-        yield first, done.result()
+        yield from _done(*waiting.popleft())
+
+
+def _check_each(batch: Batch, spool: Path, schema: Schema) -> list[Checked]:
+    return [check(piece, spool, schema) for _, piece in batch]
+
+
+def _done(
+    batch: Batch, found: "Future[list[Checked]]"
+) -> Iterator[tuple[tuple[str, Block | Range], Checked]]:
+    yield from zip(batch, found.result(), strict=True)
 
 
 def _start(parent: int) -> None:
