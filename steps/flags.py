@@ -29,6 +29,10 @@ from steps.params import (
 Model = TypeVar("Model", bound=BaseModel)
 
 
+PREFIX = "SFT_"
+"""Begins the environment variables that carry parameters."""
+
+
 def flag(name: str) -> str:
     """The flag of a field: its name in kebab-case."""
     return "--" + name.replace("_", "-")
@@ -36,7 +40,7 @@ def flag(name: str) -> str:
 
 def variable(name: str) -> str:
     """The environment variable that carries a field which may hold a secret (`may_hold_secret`)."""
-    return f"SFT_{name.upper()}"
+    return f"{PREFIX}{name.upper()}"
 
 
 class Parser(argparse.ArgumentParser):

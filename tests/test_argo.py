@@ -268,6 +268,8 @@ def test_parameters_that_only_a_cluster_can_serve_are_refused_by_name_and_not_re
         (-1, "Pod was terminated in response to imminent node shutdown.", True),
         (143, "Error (exit code 143)", True),
         (137, "Error (exit code 137)", True),
+        (143, "main: Error (exit code 143): rpc error: context deadline exceeded", True),
+        (137, "main: Error (exit code 137): WARN row 12 is invalid, OOMKilled", True),
         (137, "OOMKilled (exit code 137)", False),
         (137, "main: OOMKilled (exit code 137)", False),
         (-1, "Pod was active on the node longer than the specified deadline", False),

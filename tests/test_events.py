@@ -183,14 +183,22 @@ def test_positions_lead_to_the_right_parameter_whatever_else_is_set() -> None:
 
 
 @pytest.mark.parametrize("encoded", [quote, quote_plus, lambda key: quote(key, safe="")])
-def test_keys_are_passed_on_but_for_tags_and_variables(encoded: Any) -> None:
+def test_keys_are_passed_on_but_for_tags_variables_wildcards_and_second_addresses(
+    encoded: Any,
+) -> None:
     spec = sensor(minio=MINIO)
-    for key in ("a.jsonl", "in/a b/é 😀 50%.jsonl", "a+b}#?&=~.jsonl", "x(1).jsonl"):
+    for key in ("a.jsonl", "in/a b/é 😀 50%.jsonl", "a+b}#&=~:.jsonl", "x(1).jsonl"):
         assert passes(spec, minio_event(encoded(key))), key
     for key in (
         "{{workflow.uid}}.jsonl",
         "$(AWS_SECRET_ACCESS_KEY).jsonl",
         "a$$b",
+        "a/*.jsonl",
+        "a?.jsonl",
+        "[ab].jsonl",
+        "x /claims/hr/all.jsonl",
+        "x  /claims/hr/all.jsonl",
+        "x hf://org/chats",
         "a\x07",
         "a\x7f",
     ):

@@ -254,10 +254,17 @@ def test_a_proxy_and_openshifts_dns_are_reached() -> None:
     found = policies("proxy and certificates")
     assert all({3128, 3129} <= opened(p) for n, p in found.items() if n != "sft-default-deny")
     assert 5353 in opened(policies("openshift")["sft-train"])
-    network = {"ports": {"train": [5000]}, "allow_cidrs": ["10.0.0.0/8"]}
+    network = {
+        "ports": {"train": [5000]},
+        "allow_cidrs": ["10.0.0.0/8"],
+        "api_cidrs": ["192.0.2.1/32"],
+    }
     own = policies("defaults", network=network)["sft-train"]
     assert opened(own) == {53, 443, 5000, 6443}
-    assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in own["egress"][1]["to"]
+    _, api, allowed = own["egress"]
+    assert {"ipBlock": {"cidr": "192.0.2.1/32"}} in api["to"]
+    assert {"ipBlock": {"cidr": "10.0.0.0/8"}} in allowed["to"]
+    assert [port["port"] for port in allowed["ports"]] == [5000]
 
 
 # What is in the folder

@@ -423,3 +423,11 @@ def test_what_is_no_argo_server_is_told(here: Cluster) -> None:
     done = here.sft("list", "--server", here.api.url, "-n", "team", ARGO_TOKEN=TOKEN)
     assert done.returncode == 78
     assert "is not an Argo server" in done.stderr
+
+
+def test_one_step_alone_is_refused_where_each_run_makes_its_claim(tmp_path: Path) -> None:
+    with cluster(tmp_path) as here:
+        here.api.create("workflowtemplates", template(storage={"per_run": True}), "team")
+        refused = here.sft("submit", "--entrypoint", "evaluate", "--evaluate-model", "org/m")
+    assert refused.returncode == 64
+    assert "makes a claim for each run" in refused.stderr

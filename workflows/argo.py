@@ -38,20 +38,24 @@ from workflows.documents import to_yaml
 from workflows.objects import labels
 from workflows.pipeline import SFT, SHAPING, Pipeline, Step, parameter_name
 from workflows.settings import Settings, Toleration, go_duration, seconds
+from workflows.storage import CLAIM
 
 VOLUME, OUTPUTS, CLAIMS = "/volume", "/outputs", "/claims"
 RUN_FOLDER = "runs/{{workflow.name}}"
 REPORT = f"{VOLUME}/{RUN_FOLDER}/report.html"
 
-PIPELINE, SUMMARY, CLAIM = "pipeline", "summary", "claim"
-"""Templates that are no step: the DAG, the exit handler, and what makes the claim of a run."""
+PIPELINE, SUMMARY = "pipeline", "summary"
+"""Templates that are no step: the DAG and the exit handler."""
 
 # 75 is the steps' own word for "try again"; -1, 137 and 143 are pods that were lost, evicted or
 # killed. What ran out of memory or past its deadline would do so again, and so would a pod that
 # Kubernetes refuses to make (a memory of `lots`), which has no exit code either.
 RETRY_WHEN = (
-    "asInt(lastRetry.exitCode) == 75 || (asInt(lastRetry.exitCode) in [-1, 137, 143] && not "
-    "(lastRetry.message matches '(?i)OOMKilled|deadline|quantities must match|is invalid|PodSecurity'))"
+    "asInt(lastRetry.exitCode) == 75 || (asInt(lastRetry.exitCode) in [-1, 137, 143] "
+    # A message may end with the step's last lines: only its beginning is Argo's own word.
+    "&& not (lastRetry.message matches '^(main: )?(OOMKilled|DeadlineExceeded)|^Pod was active on the node longer') "
+    "&& not (asInt(lastRetry.exitCode) == -1 "
+    "&& lastRetry.message matches 'quantities must match|is invalid|PodSecurity'))"
 )
 
 _CA_FILE = "/etc/sft/ca/ca.crt"
@@ -185,7 +189,7 @@ def summary(pipeline: Pipeline, settings: Settings) -> Container:
         pod_spec_patch=to_yaml([security.EXECUTOR]),
         security_context=m.SecurityContext.model_validate(security.CONTAINER),
         retry_strategy=retry(settings),
-        active_deadline_seconds="600",
+        timeout="15m",  # also of a pod that waits for a volume that never comes
     )
 
 
@@ -199,6 +203,8 @@ def claim(settings: Settings) -> Resource:
         set_owner_reference=False,
         service_account_name=settings.named(access.CLAIMS),
         pod_spec_patch=to_yaml([security.EXECUTOR_ALONE]),
+        # Archived logs would bring a third container, which the patch knows nothing of.
+        archive_location=m.ArtifactLocation(archive_logs=False),
         retry_strategy=retry(settings),
     )
 
@@ -246,6 +252,8 @@ def arguments(step: Step, settings: Settings) -> list[str]:
         "volume_claim": _claim_name(settings),
         "volume_path": RUN_FOLDER,
     }
+    if access.submits(step, settings):
+        bound["worker_image"] = settings.images.reference(step.image)
     return [
         *(f"{flags.flag(name)}={value}" for name, value in bound.items()),
         *(

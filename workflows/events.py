@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from steps.errors import UsageError
-from steps.params import is_secret
+from steps.params import is_secret, type_name
 from workflows import access, security, values
 from workflows.objects import kubernetes_object, labels
 from workflows.pipeline import SFT, Parameter, Pipeline
@@ -37,8 +37,13 @@ _SQS_KEY = "body.Records.0.s3.object.key"
 # $(VARIABLES) into the run, for these would show a secret; Argo cannot pass control characters on.
 _TEXT = r"[^{}$\x00-\x1f\x7f]"
 _ADDRESS = rf"^((hf|s3|https?|pvc)://|/){_TEXT}+$"
-_ENCODED = r"^([^{$%\x00-\x1f\x7f]|%[3-689A-Fa-f][0-9A-Fa-f]|%2[0-35-9A-Fa-f]|%7[0-9ACDEac-e])*$"
-"""The same of a key, which comes URL-encoded: neither %24 nor %7B."""
+# A key comes URL-encoded. Beside the above it may not hold what an address gives a meaning to: the
+# wildcards, and a blank before a slash or a scheme, which would begin a second address.
+_REST = r"[46][0-9A-Fa-f]|5[0-9AC-Fac-f]|7[0-9ACDEacde]|[89A-Fa-f][0-9A-Fa-f]"
+_ANY = rf"(?:[^{{$%+*?\[\x00-\x1f\x7f]|%(?:2[1-35-9B-Fb-f]|3[0-9A-Ea-e]|{_REST}))"
+_NO_COLON = rf"(?:[^:{{$%+*?\[\x00-\x1f\x7f]|%(?:2[1-35-9B-Fb-f]|3[0-9B-Eb-e]|{_REST}))"
+_NO_SLASH = rf"(?:[^/:{{$%+*?\[\x00-\x1f\x7f]|%(?:2[1-35-9B-Eb-e]|3[0-9B-Eb-e]|{_REST}))"
+_ENCODED = rf"^(?:{_ANY}*|(?:{_NO_COLON}|(?:\+|%20)+{_NO_SLASH})*)$"
 
 
 @dataclass(frozen=True)
@@ -295,6 +300,10 @@ def _parameter(name: str, pipeline: Pipeline, where: str) -> Parameter:
     if not found:
         raise UsageError(f"{where}: {name!r} is not a parameter")
     parameter = found[0]
+    if type_name(parameter.field) == "dict":
+        raise UsageError(
+            f"{where}: {name}: an event cannot set it: its braces might be a tag of Argo's"
+        )
     if is_secret(parameter.field) or parameter.field_name in _SHAPES:
         raise UsageError(
             f"{where}: {name}: an event may not set it, for it decides what a pod is or may see"

@@ -14,12 +14,14 @@ from typing import Any
 
 from steps import files
 from steps.errors import UsageError
+from steps.flags import PREFIX
 from steps.params import POD
 from workflows import access, documents, events, lint, network, schedule, storage
-from workflows.argo import CLAIM, SUMMARY, workflow_template
+from workflows.argo import SUMMARY, workflow_template
 from workflows.objects import kubernetes_object
 from workflows.pipeline import SFT, SHAPING, Pipeline
 from workflows.settings import Gpu, Network, Settings
+from workflows.storage import CLAIM
 
 Objects = list[dict[str, Any]]
 Folder = dict[str, Objects]
@@ -157,6 +159,9 @@ def _names_of_nothing(settings: Settings, pipeline: Pipeline) -> Iterator[str]:
     keys = {key: name for name, secret in secrets.items() for key in secret.keys}
     for name in sorted(set(settings.env) & set(keys)):
         yield f"env.{name}: comes from the secret {settings.secret(keys[name])}; put it there"
+    for name in sorted(settings.env):
+        if name.startswith(PREFIX):
+            yield f"env.{name}: carries a parameter of the steps; set it under parameters"
 
 
 def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> Objects:

@@ -1,12 +1,14 @@
 """What a run's pods may talk to: nothing, but for what each step needs."""
 
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
-from workflows.argo import CLAIM, SUMMARY
+from workflows.argo import SUMMARY
 from workflows.objects import kubernetes_object, labels
 from workflows.pipeline import SFT, Pipeline
 from workflows.settings import Settings
+from workflows.storage import CLAIM
 
 _API = "networking.k8s.io/v1"
 _API_SERVER = (443, 6443)  # the executor of every pod reports to it
@@ -31,9 +33,7 @@ def policies(settings: Settings, pipeline: Pipeline = SFT) -> list[dict[str, Any
 
 def _opened(component: str, settings: Settings) -> dict[str, Any]:
     named = settings.network.ports.get(component, [])
-    ports = sorted({*_API_SERVER, *named, *_proxy_ports(settings)})
-    # Some network plug-ins do not count pods of the cluster among an ipBlock's addresses.
-    to = [{"ipBlock": {"cidr": cidr}} for cidr in settings.network.allow_cidrs]
+    ports = sorted({*named, *_proxy_ports(settings)})
     return kubernetes_object(
         "NetworkPolicy",
         f"sft-{component}",
@@ -50,13 +50,19 @@ def _opened(component: str, settings: Settings) -> dict[str, Any]:
                         for name in ("UDP", "TCP")
                     ]
                 },
-                {
-                    "to": [*to, {"namespaceSelector": {}}],
-                    "ports": [{"port": port, "protocol": "TCP"} for port in ports],
-                },
+                _to(settings.network.api_cidrs, _API_SERVER),
+                *([_to(settings.network.allow_cidrs, ports)] if ports else []),
             ],
         },
     )
+
+
+def _to(cidrs: Iterable[str], ports: Iterable[int]) -> dict[str, Any]:
+    # Some network plug-ins do not count pods of the cluster among an ipBlock's addresses.
+    return {
+        "to": [*({"ipBlock": {"cidr": cidr}} for cidr in cidrs), {"namespaceSelector": {}}],
+        "ports": [{"port": port, "protocol": "TCP"} for port in ports],
+    }
 
 
 def _proxy_ports(settings: Settings) -> set[int]:

@@ -35,8 +35,18 @@ LabelKey = Annotated[
     ),
 ]
 Variable = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
+ProxyAddress = Annotated[str, StringConstraints(pattern=r"^(https?://[^\s/:@]+(:\d{1,5})?/?)?$")]
+"""Without user and password, which would stand in the manifests."""
 Prefix = Annotated[str, StringConstraints(pattern=r"^([a-z]([-a-z0-9]{0,29}))?$")]
-Quantity = Annotated[str, StringConstraints(pattern=QUANTITY)]
+
+
+def _above_zero(quantity: str) -> str:
+    if not re.search(r"[1-9]", quantity):
+        raise ValueError("must be more than 0")
+    return quantity
+
+
+Quantity = Annotated[str, StringConstraints(pattern=QUANTITY), AfterValidator(_above_zero)]
 Duration = Annotated[str, StringConstraints(pattern=r"^\d+[smhd]$")]
 """A whole number and a unit: 30s, 10m, 12h, 7d."""
 Deadline = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*[smhd]$")]
@@ -188,9 +198,9 @@ class Semaphore(Group):
 class Proxy(Group):
     """The proxy that pods reach the world by."""
 
-    http: str = ""
+    http: ProxyAddress = ""
     """Proxy of http:// addresses."""
-    https: str = ""
+    https: ProxyAddress = ""
     """Proxy of https:// addresses."""
     no_proxy: str = ".svc,.cluster.local,10.0.0.0/8"
     """Hosts, domains and networks that are reached without it."""
@@ -302,10 +312,13 @@ class Events(Group):
 
 
 class Network(Group):
-    """What the hardened overlay lets the pods reach; the cluster's API and DNS always."""
+    """What the hardened overlay lets the pods reach; the cluster's DNS always."""
 
     allow_cidrs: list[Cidr] = ["0.0.0.0/0"]
     """Networks that steps may open connections to."""
+    api_cidrs: list[Cidr] = ["0.0.0.0/0"]
+    """Networks of the cluster's API server (ports 443 and 6443), to which Argo's container in every pod
+    reports. Who narrows `allow_cidrs` narrows this to the API server's address too."""
     ports: dict[str, list[Annotated[int, Field(ge=1, le=65535)]]] = {
         "dataset": [80, 443, 9000],
         "train": [443],
@@ -331,7 +344,8 @@ class Settings(Group):
     argo: Literal["4", "3.7", "3.6"] = "4"
     """Version of Argo Workflows; 3.6 has no cap of the retries' wait."""
     launcher: Literal["local", "trainjob"] = "local"
-    """local: training runs in the step's own pod, with its GPUs; trainjob: in the pods of a TrainJob."""
+    """local: training runs in the step's own pod, with its GPUs; trainjob: in the pods of a
+    TrainJob, which the train step of this version does not submit yet."""
     cluster_auth: Literal["secret", "service-account"] = "secret"
     """Who submits a TrainJob: the secret kubernetes-credentials, or the train step's service account."""
     user: int = Field(default=10001, ge=1000, lt=2**31)

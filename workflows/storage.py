@@ -5,6 +5,9 @@ from typing import Any
 from workflows.objects import kubernetes_object
 from workflows.settings import Settings
 
+CLAIM = "claim"
+"""Template that makes the claim of a run, where each has its own."""
+
 
 def name(settings: Settings) -> str:
     """The claim's name; one that is there already has no prefix of ours."""
@@ -27,4 +30,5 @@ def claim(settings: Settings) -> dict[str, Any]:
 def claim_of_run(settings: Settings, run: str) -> dict[str, Any]:
     """The PersistentVolumeClaim of one run, by the run's name."""
     made = claim(settings)
-    return {**made, "metadata": {**made["metadata"], "name": run}}
+    # Without a namespace it is the run's, whatever namespace the template lies in.
+    return {**made, "metadata": {"name": run, "labels": made["metadata"]["labels"]}}

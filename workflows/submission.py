@@ -10,6 +10,7 @@ from steps.params import is_secret
 from workflows import literals, values
 from workflows.cluster.api import GROUP, VERSION, Object, Template
 from workflows.pipeline import SHAPING, Parameter, Pipeline
+from workflows.storage import CLAIM
 
 WHOLE = "pipeline"
 """The entrypoint that is the template's own: all steps."""
@@ -172,8 +173,13 @@ class Submission:
                 )
         if self.entrypoint != WHOLE:
             box = self.pipeline.step(self.entrypoint).template
-            if box not in {each.get("name") for each in template["spec"].get("templates") or []}:
+            boxes = {each.get("name") for each in template["spec"].get("templates") or []}
+            if box not in boxes:
                 problems.append(f"--entrypoint: {kind} has no template {box!r}")
+            elif CLAIM in boxes:
+                problems.append(
+                    f"--entrypoint: {kind} makes a claim for each run, which no step does alone"
+                )
         return problems
 
     def _faults_of_names(self) -> list[str]:

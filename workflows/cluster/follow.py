@@ -20,7 +20,7 @@ def follow(cluster: Cluster, name: str, pipeline: Pipeline, console: Console) ->
     A lost connection is taken up again, however long that takes. DataError where it is deleted.
     """
     view = _View(console)
-    wait = _FIRST_WAIT
+    wait, seen = _FIRST_WAIT, False
     try:
         while True:
             trouble = None
@@ -28,7 +28,7 @@ def follow(cluster: Cluster, name: str, pipeline: Pipeline, console: Console) ->
                 for change, workflow in enumerate(cluster.changes(name)):
                     if change:
                         wait = _FIRST_WAIT
-                    run = read(workflow, pipeline)
+                    run, seen = read(workflow, pipeline), True
                     view.show(run)
                     if run.is_over:
                         return run
@@ -38,9 +38,8 @@ def follow(cluster: Cluster, name: str, pipeline: Pipeline, console: Console) ->
             time.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
     except NotThereError as error:
-        raise DataError(
-            f"{error}: nothing is left to follow; its folder on the volume stays"
-        ) from error
+        known = "nothing is left to follow; its folder on the volume stays"
+        raise DataError(f"{error}: {known if seen else 'sft list shows the runs'}") from error
     finally:
         view.close()
 
