@@ -36,7 +36,9 @@ def _renamed_when_whole(path: Path, name: str) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a failed write does not say of what
         partial.unlink(missing_ok=True)
         raise
 

@@ -48,7 +48,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+            allow_abbrev=False,
+            exit_on_error=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -184,8 +187,18 @@ def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str], known: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """The flags that were given, by field name, and what is wrong with the rest."""
-    found, unknown = parser.parse_known_args(list(argv))
-    problems = []
+    words, problems = list(argv), []
+    while True:
+        try:
+            found, unknown = parser.parse_known_args(words)
+            break
+        except argparse.ArgumentError as error:  # of one flag; the others are looked at without it
+            problems.append(str(error).removeprefix("argument "))
+            spellings = (error.argument_name or "").split("/")
+            left = [word for word in words if word.split("=", 1)[0] not in spellings]
+            if left == words:
+                raise UsageError(str(error)) from None
+            words = left
     after_unknown = False
     for word in unknown:
         if word.startswith("-"):
@@ -198,13 +211,15 @@ def parse(
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
-    """The flags that the word may have been meant for: longer names of it, else a near one."""
-    ending = f"-{name.lstrip('-')}"
-    near = [flag for flag in known if flag.endswith(ending)]
-    if not near:
-        import difflib  # its import would slow every --help
+    """The flags that the word may have been meant for: a very near one, longer names of it, a near one."""
+    import difflib  # its import would slow every --help
 
-        near = difflib.get_close_matches(name, known, n=1)
+    ending = f"-{name.lstrip('-')}"
+    near = (
+        difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        or [flag for flag in known if flag.endswith(ending)]
+        or difflib.get_close_matches(name, known, n=1)
+    )
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

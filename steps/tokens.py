@@ -62,6 +62,10 @@ class Prompt(NamedTuple):
     expected: str
 
 
+# What templates of reasoning models put before a turn without a thought; it is not trained on.
+_EMPTY_THOUGHT = re.compile(r"\A\s*(<think>\s*)?(</think>\s*)?")
+
+
 @dataclass(frozen=True)
 class ChatTokenizer:
     """A tokenizer with its chat template. Can be pickled, so other processes can work with it."""
@@ -259,7 +263,7 @@ class ChatTokenizer:
             if whole.startswith(prompt):
                 ids = self._plain.encode(whole[len(prompt) :], add_special_tokens=False).ids
                 stop = self._stop(ids, 0, len(ids))
-                return self.decode(ids[:stop])
+                return _EMPTY_THOUGHT.sub("", self.decode(ids[:stop]))
         return str(message["content"])
 
 

@@ -169,6 +169,7 @@ def test_the_check_of_a_hub_model_fetches_no_weights(
     assert "examined ['config.json', 'tokenizer.json', 'tokenizer_config.json']" in checked.stderr
     assert not any("safetensors" in request for request in hub.requests)
     assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "cache").rglob("*.json")), "the check leaves nothing in the cache"
 
 
 def test_the_check_of_a_hub_model_names_what_it_lacks(fetch: Fetch, tmp_path: Path) -> None:

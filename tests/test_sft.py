@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -244,6 +245,43 @@ def test_a_run_that_is_stopped_in_its_checks_is_not_said_to_go_on(tmp_path: Path
     assert engine.returncode == 143
     assert "stopped; nothing was started" in told
     assert "--resume" not in told
+
+
+def test_the_command_that_goes_on_names_the_step_that_the_run_began_at(tmp_path: Path) -> None:
+    words = ["--runs", tmp_path / "my runs", "--run-name", "scores", "--tasks", "[]"]
+    failed = sft("run", "--from", "evaluate", *words)
+    assert failed.returncode == 65, failed.stderr
+    told = next(line for line in failed.stderr.splitlines() if "to go on: " in line)
+    again = sft(*shlex.split(told.partition("to go on: ")[2])[1:])
+    assert again.returncode == 65, again.stderr
+    assert "train.json: not there" in again.stderr
+
+
+def test_a_run_of_that_name_is_not_written_over(tmp_path: Path) -> None:
+    run = tmp_path / "first"
+    run.mkdir()
+    (run / "params.yaml").write_text("phase_02_train_man_epochs: 2\n")
+    refused = sft("run", "--data-uri", "/data", "--runs", tmp_path, "--run-name", "first")
+    assert refused.returncode == 64
+    assert f"go on with it by --resume {run}" in refused.stderr
+
+
+def test_a_flag_without_its_value_hides_no_other_mistake(tmp_path: Path) -> None:
+    refused = sft("run", "--runs", tmp_path, "--epoch", "3", "--subset", "x", "--batch")
+    assert refused.returncode == 64
+    for told in (
+        "--batch/--evaluate-batch: expected one argument",
+        "--epoch is not a flag; did you mean --epochs?",
+        "--subset: input should be a valid integer",
+        "--data-uri is required",
+    ):
+        assert told in refused.stderr
+
+
+def test_a_relative_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    refused = sft("run", "--check", "--data-uri", "chats.jsonl", "--runs", tmp_path, cwd=tmp_path)
+    assert refused.returncode == 64
+    assert f"chats.jsonl: there is no such file ({tmp_path / 'chats.jsonl'})" in refused.stderr
 
 
 def test_later_steps_alone_take_a_given_model(tmp_path: Path) -> None:

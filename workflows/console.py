@@ -23,6 +23,8 @@ class Console:
         self._tasks: dict[str, TaskID] = {}
         self.has_started = False
         """Whether any step has been started."""
+        self.not_kept: list[str] = []
+        """Flags of parameters that a run which is gone on with must be given again."""
 
     def __enter__(self) -> "Console":
         """Show bars from here on, if this is a terminal."""

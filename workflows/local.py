@@ -187,6 +187,7 @@ def _keep_parameters(
             kept[parameter.name] = None
             lost.append(names.flag)
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    console.not_kept = lost
     if lost:
         text = f"# null: not kept, since it may hold a secret\n{text}"
         console.note(

@@ -227,5 +227,5 @@ def _unknown(given: str, name: str, known: Iterable[str]) -> str:
         import difflib  # its import would slow every --help
 
         near = difflib.get_close_matches(name, list(known), n=1)
-    hint = " or ".join(flags.flag(other) for other in near)
+    hint = " or ".join(other if other.startswith("phase_") else flags.flag(other) for other in near)
     return f"{given} is not a parameter" + (f"; did you mean {hint}?" if hint else "")

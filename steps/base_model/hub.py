@@ -3,10 +3,12 @@
 The client checks the length of what it downloads, but not the bytes; here they are.
 """
 
+import atexit
 import contextlib
 import hashlib
 import logging
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -58,18 +60,21 @@ class HubModel:
         return replace(self, revision=revision)
 
     def check(self) -> Path:
-        """See Source. What config and tokenizer consist of is fetched into the cache."""
+        """See Source. Config and tokenizer are fetched to a folder that ends with this process."""
         if self._is_here():
             return Folder(
                 self.repository, self._snapshot(str(self.revision)), portable=True
             ).check()
-        with self._told():
-            information = self._information()
-            self._examine(information)
+        scratch = tempfile.TemporaryDirectory(prefix="sft-check-")
+        atexit.register(scratch.cleanup)
+        apart = replace(self, cache=Path(scratch.name))
+        with apart._told():
+            information = apart._information()
+            apart._examine(information)
             for file in _wanted(information):
                 if _READ_FIRST.fullmatch(file.rfilename):
-                    self._file(file, str(information.sha))
-            return self._snapshot(str(information.sha))
+                    apart._file(file, str(information.sha))
+            return apart._snapshot(str(information.sha))
 
     def fetch(self) -> ModelSource:
         """See Source. A commit that is whole in the cache is not asked for again."""

@@ -63,7 +63,7 @@ def _trained(run: Run) -> dict[str, Asset]:
     if trained is None:
         raise DataError(
             f"{workspace.record('train')}: not there; run the train step first, or name another "
-            "model with --model"
+            "model (phase_03_eval_opt_model)"
         )
     found = {"model": trained.outputs["model"], "base_model": trained.inputs["base_model"]}
     for asset in found.values():

@@ -161,7 +161,9 @@ def _manager(params: EvaluateParams, metadata: dict[str, Any] | None = None) -> 
     from lm_eval.tasks import TaskManager
 
     if "pretrained" in params.model_args:
-        raise UsageError("--model-args: 'pretrained' is not for here: name the model by --model")
+        raise UsageError(
+            "--model-args: 'pretrained' is not for here: name the model by phase_03_eval_opt_model"
+        )
     names = [task for task in params.tasks if not _is_path(task)]
     configs = {path: _read(path) for path in _paths(params.tasks)}
     groups = [path for path, config in configs.items() if "group" in config]

@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
             manifests.write(out, texts)
         except (PermissionError, NotADirectoryError, FileNotFoundError, FileExistsError) as error:
             raise UsageError(f"--out: {error.filename}: {error.strerror}") from error
-        print(f"sft: {out} is written; kubectl apply --server-side -k {out}/base", file=sys.stderr)  # noqa: T201
+        parts = ["cluster", "base"] if "cluster/kustomization.yaml" in texts else ["base"]
+        apply = ", then ".join(f"kubectl apply --server-side -k {out}/{part}" for part in parts)
+        print(f"sft: {out} is written; {apply}", file=sys.stderr)  # noqa: T201
         return 0
     writers = {"yaml": documents.to_yaml, "json": documents.to_json}
     output = own.get("output", "yaml")

@@ -6,12 +6,15 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps import flags
 from steps.errors import Terminated, UsageError
 from workflows import parameter_flags, values
 from workflows.pipeline import SFT
+
+if TYPE_CHECKING:
+    from workflows.console import Console
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,11 +51,11 @@ def main(argv: Sequence[str]) -> int:
         except StepFailedError as error:
             console.error(str(error))
             if console.has_started:
-                console.note(f"to go on: sft run --resume {_quoted(workspace)}")
+                console.note(f"to go on: {_go_on(workspace, own, console)}")
             return error.exit_code
         except (KeyboardInterrupt, Terminated) as stop:
             if console.has_started:
-                console.note(f"stopped; to go on: sft run --resume {_quoted(workspace)}")
+                console.note(f"stopped; to go on: {_go_on(workspace, own, console)}")
             else:
                 console.note("stopped; nothing was started")
             return getattr(stop, "exit_code", 130)
@@ -124,8 +127,17 @@ def _workspace(own: dict[str, Any]) -> Path:
     name = own.get("run_name") or time.strftime("%Y%m%d-%H%M%S")
     if "/" in name or name in (".", ".."):
         raise UsageError(f"--run-name: {name!r} is not the name of a folder")
-    return Path(own.get("runs", "runs")) / name
+    folder = Path(own.get("runs", "runs")) / name
+    if (folder / "params.yaml").exists():
+        raise UsageError(
+            f"{folder} holds a run already: go on with it by --resume {shlex.quote(str(folder))}, "
+            "or choose another --run-name"
+        )
+    return folder
 
 
-def _quoted(path: Path) -> str:
-    return shlex.quote(os.fspath(path))
+def _go_on(workspace: Path, own: dict[str, Any], console: "Console") -> str:
+    """The command that goes on with the run; what was not kept stands there to be filled in."""
+    words = ["sft", "run", "--resume", os.fspath(workspace)]
+    words += ["--from", own["from"]] if "from" in own else []
+    return " ".join([shlex.join(words), *(f"{flag} ..." for flag in console.not_kept)])

@@ -145,6 +145,11 @@ def _refuse_what_lies_here(uri: str) -> None:
             f"{uri}: lies here, but without a scheme it names a data set of the hub: write "
             f"{path.absolute()} for what lies here, or hf://{uri} for the hub's"
         )
+    if _DATA.search(uri):
+        raise UsageError(
+            f"{uri}: there is no such file ({path.absolute()}); without a scheme it would name a data "
+            f"set of the hub: write the file's absolute path, or write hf://org/name"
+        )
 
 
 _DATA = re.compile(
