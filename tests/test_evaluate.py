@@ -456,7 +456,7 @@ def test_limit_gen_kwargs_and_model_args_reach_lm_eval(ground: Ground, tmp_path:
         ({"gen_kwargs": {"temprature": 1}}, r"--gen-kwargs .*temprature"),
         ({"gen_kwargs": {"max_gen_toks": 600}}, r"--gen-kwargs .*512"),
         ({"model_args": {"dtyp": "auto"}}, r"--model-args .*dtyp"),
-        ({"model_args": {"pretrained": "other"}}, r"name the model by --model"),
+        ({"model_args": {"pretrained": "other"}}, r"name the model by phase_03_eval_opt_model"),
     ],
 )
 def test_arguments_that_lm_eval_refuses_are_named(

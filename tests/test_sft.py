@@ -189,10 +189,11 @@ def test_a_data_set_of_one_row_and_nothing_else_to_score_ends_before_training(
     arguments = [
         *("--data-uri", write_chats(tmp_path / "chats.jsonl", 1)),
         *("--model", make_model(tmp_path / "base"), "--tasks", "[]"),
-        *("--runs", tmp_path / "runs", "--run-name", "one"),
     ]
-    for _ in range(2):  # the second time the dataset step is done already
-        told = sft("run", *arguments)
+    run = tmp_path / "runs" / "one"
+    named = ["--runs", run.parent, "--run-name", run.name]
+    for where in (named, ["--resume", run]):  # the second time the dataset step is done already
+        told = sft("run", *arguments, *where)
         assert told.returncode == 64, told.stderr
         assert "no rows are held out" in told.stderr
         assert (tmp_path / "runs" / "one" / "dataset.json").exists()
