@@ -8,7 +8,7 @@ from typing import Any
 from steps import flags
 from steps.params import is_secret
 from workflows import literals, values
-from workflows.cluster.api import GROUP, VERSION, Object, Template
+from workflows.cluster.api import DNS_LABEL, GROUP, VERSION, Object, Template
 from workflows.pipeline import SHAPING, Parameter, Pipeline
 from workflows.storage import CLAIM
 
@@ -18,7 +18,6 @@ WHOLE = "pipeline"
 _MOST_BYTES = 1_000_000  # an object in etcd has 1.5 MB, and the run's status needs room
 _MASK = "**********"
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_KEY = re.compile(
     r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII
 )
@@ -184,12 +183,12 @@ class Submission:
 
     def _faults_of_names(self) -> list[str]:
         problems = []
-        if self.run_name is not None and not _NAME.fullmatch(self.run_name):
+        if self.run_name is not None and not DNS_LABEL.fullmatch(self.run_name):
             problems.append(
                 f"--run-name: {self.run_name!r} cannot name a workflow: up to 63 lower-case "
                 "letters, digits and dashes, with no dash at either end"
             )
-        if not _NAME.fullmatch(self.template.name):
+        if not DNS_LABEL.fullmatch(self.template.name):
             problems.append(f"{self.template.name!r} is not the name of a {self.template.kind}")
         for label in self.labels:
             key, equals, value = label.partition("=")

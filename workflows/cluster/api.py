@@ -16,7 +16,8 @@ Object = dict[str, Any]
 
 GROUP, VERSION = "argoproj.io", "v1alpha1"
 
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+"""Names of namespaces and of runs."""
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -121,7 +122,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
 def connect(given: Mapping[str, Any]) -> Cluster:
     """The cluster that the flags name; nothing is sent yet."""
     namespace = given.get("namespace") or os.environ.get("ARGO_NAMESPACE", "")
-    if namespace and not _DNS_LABEL.fullmatch(namespace):
+    if namespace and not DNS_LABEL.fullmatch(namespace):
         raise UsageError(f"--namespace: {namespace!r} is not the name of a namespace")
     if "server" in given and "context" in given:
         raise UsageError("--server and --context name two ways to a cluster; leave one out")
