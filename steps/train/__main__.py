@@ -13,13 +13,13 @@ from steps.errors import DataError
 from steps.record import Asset, Result
 from steps.secrets import HF_TOKEN, preferred
 from steps.tokens import read_template
-from steps.train import local
+from steps.train import launcher
 from steps.train.params import PULL_SECRET, TrainParams
 
 
 def check(params: TrainParams, run: Run) -> None:
     """The parameters can be served here, and the base model can be trained on chats."""
-    local.refuse_what_it_cannot_serve(params)
+    launcher.refuse_what_it_cannot_serve(params)
     template = Path(params.chat_template) if params.chat_template else None
     if template:
         ChatTemplate(read_template(template)).check()
@@ -47,11 +47,11 @@ def inputs(params: TrainParams, run: Run) -> dict[str, Asset]:
 def main(params: TrainParams, run: Run) -> Result:
     """Train on the run's rows and leave the model in the run's folder."""
     # Some variables count only where they are set before torch is loaded.
-    os.environ.update(local.environment(params.env_vars)[0])
+    os.environ.update(launcher.environment(params.env_vars)[0])
 
     from steps.train.fine_tune import fine_tune
 
-    local.refuse_what_it_cannot_serve(params)
+    launcher.refuse_what_it_cannot_serve(params)
     trained = fine_tune(params, run)
     workspace = run.workspace
     return Result(

@@ -15,8 +15,8 @@ from steps import files, record, weights
 from steps.entrypoint import Run
 from steps.params import shown
 from steps.tokens import ChatTokenizer
-from steps.train import local, preflight
-from steps.train.backend import Job, Point, metrics
+from steps.train import launcher, preflight
+from steps.train.backend import Job, metrics
 from steps.train.card import model_card
 from steps.train.params import TrainParams
 from steps.train.publish import publish
@@ -74,7 +74,9 @@ def _train(params: TrainParams, run: Run) -> Trained:
         chat_template=tokenizer.template.source if template else None,
     )
     _tell_schedule(job)
-    found = metrics(_run(job)) | {
+    job.checkpoints.mkdir(parents=True, exist_ok=True)
+    job.curve.parent.mkdir(parents=True, exist_ok=True)
+    found = metrics(launcher.choose(params).train(job, run)) | {
         "rows_trained": rows.kept,
         "rows_dropped_long": rows.dropped_long,
         "rows_dropped_short": rows.dropped_short,
@@ -141,18 +143,6 @@ def _tell_schedule(job: Job) -> None:
             "the warm-up of %s steps outlasts the training: --learning-rate is never reached",
             f"{params.lr_warmup:,}",
         )
-
-
-def _run(job: Job) -> list[Point]:
-    job.checkpoints.mkdir(parents=True, exist_ok=True)
-    job.curve.parent.mkdir(parents=True, exist_ok=True)
-    if local.has_gpu():
-        from steps.train import instructlab
-
-        return instructlab.train(job)
-    from steps.train import cpu
-
-    return cpu.train(job)
 
 
 def _forget_other_attempts(run: Run) -> None:

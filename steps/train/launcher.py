@@ -1,0 +1,75 @@
+"""Where a training runs: here, or on a cluster as a TrainJob."""
+
+import os
+import re
+from typing import Protocol
+
+from steps import secrets
+from steps.entrypoint import Run
+from steps.errors import UsageError
+from steps.train.backend import Job, Point
+from steps.train.params import KUBERNETES_CREDENTIALS, TrainParams
+
+_NAME = re.compile(r"[A-Za-z_][\w.-]*=")
+_NEXT_PAIR = re.compile(rf"[,\s]*,\s*(?={_NAME.pattern})")
+_POLYNOMIAL_END = 1e-7
+"""Where transformers' polynomial schedule ends; it starts above."""
+
+
+class Launcher(Protocol):
+    """A way to run a training; the modules `local` and `trainjob` are one each."""
+
+    def refusals(self, params: TrainParams) -> list[str]:
+        """What is wrong with the parameters for this way to train, or would have no effect."""
+
+    def train(self, job: Job, run: Run) -> list[Point]:
+        """Leave the model in `checkpoints/model`, going on from what an attempt before has left."""
+
+
+def choose(params: TrainParams) -> Launcher:
+    """The launcher that the parameters name, or that fits where this process runs."""
+    from steps.train import local, trainjob
+
+    named = params.launcher
+    if named == "auto":
+        named = "trainjob" if _has_cluster() else "local"
+    return {"local": local, "trainjob": trainjob}[named]
+
+
+def refuse_what_it_cannot_serve(params: TrainParams) -> None:
+    """Raise UsageError naming every parameter that is wrong or would have no effect."""
+    refused = choose(params).refusals(params)
+    refused += _of_the_scheduler(params)
+    refused += environment(params.env_vars)[1]
+    if refused:
+        raise UsageError("\n  ".join(refused))
+
+
+def environment(text: str) -> tuple[dict[str, str], list[str]]:
+    """`K=V,K=V` as variables, and what is wrong with it.
+
+    A comma begins the next pair only where a name and `=` follow: `NCCL_SOCKET_IFNAME=eth0,eth1` is
+    one variable. What is wrong is told without the values, which may be secrets.
+    """
+    pairs = [pair for pair in _NEXT_PAIR.split(text.strip(", \n")) if pair]
+    if pairs and not _NAME.match(pairs[0]):
+        return {}, ["--env-vars: it does not begin with a name and '='; write K=V,K=V"]
+    return {name: value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}, []
+
+
+def _has_cluster() -> bool:
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    return in_pod or all(secrets.environment(key) for key in KUBERNETES_CREDENTIALS.keys)
+
+
+def _of_the_scheduler(params: TrainParams) -> list[str]:
+    refused = []
+    if params.lr_warmup and params.lr_scheduler == "constant":
+        refused.append(
+            "--lr-warmup has no effect with --lr-scheduler constant: take constant_with_warmup"
+        )
+    if params.lr_scheduler == "polynomial" and params.learning_rate <= _POLYNOMIAL_END:
+        refused.append(
+            f"--lr-scheduler polynomial goes down to {_POLYNOMIAL_END}: give a higher --learning-rate"
+        )
+    return refused
