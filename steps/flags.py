@@ -258,9 +258,12 @@ def _told(problem: Any, model: type[BaseModel], label: Mapping[str, str]) -> str
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     field = model.model_fields.get(name)
+    if field is not None and problem["type"] == "string_pattern_mismatch":
+        message = f"not as it must be ({' '.join((field.description or '').split()).rstrip('.')})"
     if field is not None and may_hold_secret(field):
         return f"{shown}: {message}"
-    return f"{shown}: {message}, got {problem['input']!r}"
+    given = problem["input"]
+    return f"{shown}: {message}, got {str(given) if isinstance(given, os.PathLike) else given!r}"
 
 
 def missing(shown: str) -> str:

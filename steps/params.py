@@ -37,6 +37,7 @@ FURTHER = Marker("further")
 CLUSTER = Marker("cluster")
 MASKED = Marker("masked")
 ADDRESS = Marker("address")
+PLACE = Marker("place")
 OPERATIONAL = Marker("operational")
 
 Man = Annotated[T, MAN]
@@ -49,6 +50,9 @@ Masked = Annotated[T, MASKED]
 """May hold secrets: masked in logs and records."""
 Address = Annotated[T, ADDRESS]
 """May hold a password or a presigned link's signature: these are masked in logs and records."""
+Place = Annotated[T, PLACE]
+"""May be a path of the machine, from where the user stands; an engine that goes on with a run from
+elsewhere keeps it whole."""
 Operational = Annotated[T, OPERATIONAL]
 """Says how the work is done, not what comes out: not part of the fingerprint."""
 

@@ -103,7 +103,7 @@ REFUSALS = {
     "hf://org/tests-only": (65, "no split is named train; it has test, validation"),
     "hf://org/two": (65, "hf://org/two#<split>"),
     "hf://datasets/org/plain/none.jsonl": (65, "there is no none.jsonl"),
-    "hf://org/gated": (77, "its licence at https://huggingface.co/datasets/org/gated"),
+    "hf://org/gated": (77, "/datasets/org/gated with an account"),
 }
 CORRUPT = ("hf://org/lying", "hf://org/lying-lfs")
 ALL = """

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
 from steps.errors import UsageError
 from tests.toy.pipeline import TOY
@@ -65,6 +66,20 @@ def test_a_secret_given_to_all_steps_wakes_none_that_is_left_out(tmp_path: Path)
     given = {"password": "hunter2-hunter2", "times": 3}
     assert set(run(given, tmp_path, pipeline=TOY, start="double")) == {"double"}
     assert set(run({"number": 4}, tmp_path, pipeline=TOY, start="double")) == {"count", "double"}
+
+
+def test_relative_paths_hold_wherever_a_run_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("base", "task", "task.yaml"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    places = ["task", "task.yaml", "other.yaml"]
+    run({"number": 3, "place": "base", "places": places}, Path("run"), pipeline=TOY)
+    kept = yaml.safe_load((tmp_path / "run" / "params.yaml").read_text())
+    assert kept["phase_01_count_opt_place"] == str(tmp_path / "base")
+    whole = ["task", str(tmp_path / "task.yaml"), "other.yaml"]
+    assert kept["phase_01_count_opt_places"] == whole
 
 
 def test_starting_at_a_later_step_without_what_it_needs_says_so(tmp_path: Path) -> None:

@@ -7,15 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from steps.dataset.params import DatasetParams
 from steps.evaluate.params import EvaluateParams
+from steps.record import Asset, Record
+from steps.workspace import Workspace
 from tests.test_training_cpu import write_chats
 from tests.tiny import make_model
 from workflows import SFT as PIPELINE
+from workflows import values
 
 SFT = [sys.executable, "-m", "workflows.cli"]
 TASK = {
@@ -128,6 +132,39 @@ def test_parameters_from_a_file_go_by_any_name_and_flags_win(tmp_path: Path) -> 
     assert "epoks is not a parameter; did you mean --epochs?" in told
     assert "--batch" not in told
     assert "data" not in told
+
+
+def test_texts_of_a_file_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("format_version: 1.10\nauthor: 007\ndescription: 2026-11-24\nepochs: 3\n")
+    found, _ = values.assign(PIPELINE, values.from_file(path))
+    models, problems = values.build(PIPELINE, found, ["register", "train"])
+    assert not problems
+    kept = models["register"].model_dump(include={"format_version", "author", "description"})
+    assert kept == {"format_version": "1.10", "author": "007", "description": "2026-11-24"}
+    assert models["train"].model_dump()["epochs"] == 3
+
+
+def test_an_empty_file_of_parameters_gives_none(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("# none yet\n")
+    told = sft("run", "--params", tmp_path / "params.yaml", "--check")
+    assert "--data-uri is required" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        ("train", "has left no rows"),
+        ("evaluate", "has left no model"),
+        ("register", "has left no model"),
+    ],
+)
+def test_a_check_sees_that_a_step_left_out_has_left_nothing(
+    tmp_path: Path, start: str, told: str
+) -> None:
+    refused = sft("run", "--from", start, "--check", "--runs", tmp_path / "runs")
+    assert refused.returncode == 64
+    assert told in refused.stderr
 
 
 def test_a_file_that_names_one_parameter_twice_is_refused_by_both_names(tmp_path: Path) -> None:
@@ -249,13 +286,29 @@ def test_a_run_that_is_stopped_in_its_checks_is_not_said_to_go_on(tmp_path: Path
 
 
 def test_the_command_that_goes_on_names_the_step_that_the_run_began_at(tmp_path: Path) -> None:
-    words = ["--runs", tmp_path / "my runs", "--run-name", "scores", "--tasks", "[]"]
+    run = tmp_path / "my runs" / "scores"
+    gone = {"model": Asset(path="model"), "base_model": Asset(path="base")}
+    now = datetime.now(UTC)
+    Record(
+        step="train",
+        status="done",
+        fingerprint="",
+        started=now,
+        finished=now,
+        seconds=0,
+        parameters={},
+        inputs=gone,
+        outputs=gone,
+        metrics={},
+        versions={},
+    ).write(Workspace(run))
+    words = ["--runs", run.parent, "--run-name", run.name, "--tasks", "[]"]
     failed = sft("run", "--from", "evaluate", *words)
     assert failed.returncode == 65, failed.stderr
     told = next(line for line in failed.stderr.splitlines() if "to go on: " in line)
     again = sft(*shlex.split(told.partition("to go on: ")[2])[1:])
     assert again.returncode == 65, again.stderr
-    assert "train.json: not there" in again.stderr
+    assert "the model is not there any more" in again.stderr
 
 
 def test_a_run_of_that_name_is_not_written_over(tmp_path: Path) -> None:
@@ -317,8 +370,6 @@ def test_a_folder_named_steps_where_the_user_stands_is_not_ours(tmp_path: Path) 
 
 
 def test_help_lists_every_parameter(tmp_path: Path) -> None:
-    from workflows import SFT as PIPELINE
-
     shown = sft("run", "--help").stdout
     for parameter in PIPELINE.parameters():
         flag = f"--{parameter.step.name}-{parameter.field_name}".replace("_", "-")

@@ -1,4 +1,4 @@
-"""Objects as text that every reader of YAML takes for the same: 1.1, 1.2, and Go's.
+"""Objects as text that every reader of YAML takes for the same: 1.1, 1.2, and Go's; and files of it read.
 
 PyYAML leaves `5e-06` unquoted, which Kubernetes then reads as a number and Argo refuses. Here a string
 is plain only where no reader could take it for anything else.
@@ -33,6 +33,56 @@ def to_json(objects: Iterable[Mapping[str, Any]]) -> str:
     every = [_ordered(each) for each in objects]
     whole = every[0] if len(every) == 1 else {"apiVersion": "v1", "kind": "List", "items": every}
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def from_yaml(text: str) -> Any:
+    """What the document holds; a number's `str` is as it was written, and a date is text.
+
+    A version of `1.10` would else be taken for 1.1. Raises yaml.YAMLError.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe one)
+
+
+class _Loader(yaml.CSafeLoader):
+    """Numbers that know how they were written."""
+
+
+class _Float(float):
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+class _Int(int):
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+def _float(loader: _Loader, node: Any) -> _Float:
+    number = _Float(loader.construct_yaml_float(node))
+    number.written = node.value
+    return number
+
+
+def _int(loader: _Loader, node: Any) -> _Int:
+    number = _Int(loader.construct_yaml_int(node))
+    number.written = node.value
+    return number
+
+
+def _as_written(dumper: yaml.SafeDumper, number: _Float | _Int) -> yaml.ScalarNode:
+    tag = "float" if isinstance(number, float) else "int"
+    return dumper.represent_scalar(f"tag:yaml.org,2002:{tag}", number.written)
+
+
+for kind in (_Float, _Int):
+    yaml.add_representer(kind, _as_written, Dumper=yaml.SafeDumper)
+yaml.add_constructor("tag:yaml.org,2002:float", _float, Loader=_Loader)
+yaml.add_constructor("tag:yaml.org,2002:int", _int, Loader=_Loader)
+yaml.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str, Loader=_Loader)
 
 
 class _Dumper(yaml.CSafeDumper):

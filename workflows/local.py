@@ -27,7 +27,7 @@ from steps import files, flags, record
 from steps.entrypoint import PARENT
 from steps.errors import StepError, Terminated, UsageError
 from steps.logs import redact
-from steps.params import Bound, StepParams, is_secret, shown, withheld
+from steps.params import PLACE, Bound, StepParams, is_secret, marked, shown, withheld
 from steps.record import Record
 from steps.workspace import Workspace
 from workflows import values
@@ -157,8 +157,39 @@ def _parameters(
     wanted = [name for index, name in enumerate(order) if index >= first or name in asked]
     models, wrong = values.build(options.pipeline, assigned, wanted)
     values.refuse([*known, *problems, *wrong])
-    values.refuse(options.pipeline.refusals(models))
+    models = {name: _with_whole_paths(model) for name, model in models.items()}
+    values.refuse(options.pipeline.refusals(models, _left(options, models, workspace)))
     return models
+
+
+def _with_whole_paths(params: StepParams) -> StepParams:
+    """The same with paths that do not depend on where the user stands when the run is gone on with."""
+    whole: dict[str, Any] = {}
+    for name in params.model_fields_set:
+        if marked(type(params).model_fields[name], PLACE):
+            value = getattr(params, name)
+            # In a list of names a path is what has a suffix: a folder may be named like a task.
+            whole[name] = (
+                [_whole(item) if Path(item).suffix else item for item in value]
+                if isinstance(value, list)
+                else _whole(value)
+            )
+    return params.model_copy(update=whole)
+
+
+def _whole(text: str) -> str:
+    """An absolute path, where the text is the path of something that is there."""
+    path = Path(text).expanduser()
+    return str(path.absolute()) if text and path.exists() else text
+
+
+def _left(
+    options: _Options, chosen: Mapping[str, StepParams], workspace: Workspace
+) -> dict[str, Record]:
+    """The records of the steps that are left out."""
+    others = [step.name for step in options.pipeline.steps if step.name not in chosen]
+    found = {name: record.read(workspace, name) for name in others}
+    return {name: done for name, done in found.items() if done}
 
 
 def _parameters_file(workspace: Workspace) -> Path:
@@ -253,7 +284,7 @@ class _Engine:
         self._console, self._lock = console, lock
         self._waiting = [step for step in options.pipeline.steps if step.name in chosen]
         self._running: dict[str, _Process] = {}
-        self._done: dict[str, Record] = {}
+        self._done = _left(options, chosen, workspace)
         self._lines: _Lines = queue.Queue()
         self._asides: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=_ASIDES_SHOWN))
 

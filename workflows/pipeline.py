@@ -65,8 +65,9 @@ class Parameter:
     field: FieldInfo
 
 
-Rule = Callable[[Mapping[str, StepParams], Mapping[str, Record]], str | None]
-"""A rule over several steps, by name: their parameters, and the records of those that are done."""
+Rule = Callable[[Mapping[str, StepParams], Mapping[str, Record] | None], str | None]
+"""A rule over several steps, by name: the parameters of those that run, and the records of those that
+are done; None where the run's folder is not at hand."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Pipeline:
         `repeated` asks for runs that follow one another with the same parameters.
         """
         rules = self.rules + (self.repeat_rules if repeated else ())
-        return [problem for rule in rules if (problem := rule(models, records or {}))]
+        return [problem for rule in rules if (problem := rule(models, records))]
 
     def parameters(self) -> list[Parameter]:
         """All workflow parameters: those a user meets first, the optional ones, then the further."""
@@ -135,7 +136,27 @@ def _rank(field: FieldInfo) -> int:
     return 0 if marked(field, MAN) else 1
 
 
-def nothing_to_score(models: Mapping[str, StepParams], records: Mapping[str, Record]) -> str | None:
+def nothing_to_go_on_with(
+    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
+) -> str | None:
+    """A step cannot run where those before it are left out and have left nothing."""
+    if records is None:
+        return None
+    there, evaluate = {*models, *records}, models.get("evaluate")
+    if "train" in models and "dataset" not in there:
+        return "the dataset step is left out and has left no rows in this run: begin with it"
+    is_given = isinstance(evaluate, EvaluateParams) and evaluate.model
+    if "train" not in there and "evaluate" not in records and not is_given:
+        return (
+            "the train step is left out and has left no model in this run: begin with it, or name "
+            "a model by --evaluate-model"
+        )
+    return None
+
+
+def nothing_to_score(
+    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
+) -> str | None:
     """Without held-out rows and without tasks, training would end in an evaluation of nothing."""
     dataset, evaluate = models.get("dataset"), models.get("evaluate")
     if not isinstance(evaluate, EvaluateParams) or evaluate.scores_tasks:
@@ -143,7 +164,7 @@ def nothing_to_score(models: Mapping[str, StepParams], records: Mapping[str, Rec
     no_tasks = "--limit is 0" if evaluate.tasks else "--tasks is empty"
     if isinstance(dataset, DatasetParams) and dataset.data_split == 1.0 and not dataset.eval_uri:
         return f"--data-split 1.0 holds no rows out and {no_tasks}: nothing would be evaluated"
-    if "dataset" in records and not records["dataset"].metrics["rows_eval"]:
+    if records and "dataset" in records and not records["dataset"].metrics["rows_eval"]:
         return (
             f"no rows are held out, for there are too few different ones, and {no_tasks}: nothing "
             "would be evaluated; give more rows, an --eval-uri, or tasks"
@@ -152,7 +173,7 @@ def nothing_to_score(models: Mapping[str, StepParams], records: Mapping[str, Rec
 
 
 def same_version_again(
-    models: Mapping[str, StepParams], _records: Mapping[str, Record]
+    models: Mapping[str, StepParams], _records: Mapping[str, Record] | None
 ) -> str | None:
     """From the second run on, another model would stand under the version already."""
     register = models.get("register")
@@ -168,7 +189,7 @@ SFT = Pipeline(
     name="sft-pipeline",
     description="Supervised fine-tuning: data set, training, evaluation, registration.",
     title="Fine-tune {phase_02_train_man_model}",
-    rules=(nothing_to_score,),
+    rules=(nothing_to_go_on_with, nothing_to_score),
     repeat_rules=(same_version_again,),
     steps=(
         Step(

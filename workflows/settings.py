@@ -410,8 +410,10 @@ def read(path: Path | None, given: Mapping[str, Any]) -> Settings:
     if path is not None:
         import yaml
 
+        from workflows import documents
+
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            found = documents.from_yaml(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -92,17 +92,19 @@ def from_file(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     """The values that a YAML file holds, by whatever names; UsageError where it cannot be read."""
     import yaml  # its import would slow every --help
 
+    from workflows import documents
+
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = documents.from_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         if missing_ok and isinstance(error, FileNotFoundError):
             return {}
         raise volume_error(error) or UsageError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(found, dict | None):
         raise UsageError(f"{path}: not a mapping of names to values")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in (found or {}).items()}
 
 
 def by_name(pipeline: Pipeline, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -216,7 +218,7 @@ def _snake(name: Any) -> str:
 def _plain(parameter: Parameter, value: Any) -> Any:
     """YAML reads `cpu: 4` as a number; where text is wanted, its text is meant."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return flags.as_text(value) if number and type_name(parameter.field) == "str" else value
+    return str(value) if number and type_name(parameter.field) == "str" else value
 
 
 def _unknown(given: str, name: str, known: Iterable[str]) -> str:

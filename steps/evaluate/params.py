@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
-from steps.params import Cluster, Further, Man, Operational, StepParams
+from steps.params import Cluster, Further, Man, Operational, Place, StepParams
 from steps.secrets import HF_TOKEN, Secret
 from steps.train.params import QUANTITY
 
@@ -15,7 +15,7 @@ class EvaluateParams(StepParams):
     step: ClassVar[str] = "evaluate"
     secrets: ClassVar[tuple[Secret, ...]] = (HF_TOKEN,)
 
-    tasks: Man[list[str]] = Field(default=["arc_easy"])
+    tasks: Man[Place[list[str]]] = Field(default=["arc_easy"])
     """lm-eval tasks, by name or by the path of a YAML file."""
     batch: Operational[str] = Field(default="auto", pattern=r"^(auto|[1-9]\d*)$")
     """Evaluation batch: auto or a number."""
@@ -31,7 +31,7 @@ class EvaluateParams(StepParams):
     """Log level."""
     baseline: Further[Literal["heldout", "all", "none"]] = "heldout"
     """What the base model is scored on too: the held-out rows, all, or none."""
-    model: Further[str] = ""
+    model: Further[Place[str]] = ""
     """Evaluate this model (ID, path, pvc://) instead of the run's own."""
     hf_token: Further[SecretStr] = SecretStr("")
     """Hugging Face token for that model and for data sets of tasks; prefer the secret hf-token."""

@@ -33,7 +33,7 @@ class RegisterParams(StepParams):
     name: Man[str] = Field(default="sft-model", min_length=1)
     """Name of the model in the registry."""
     version: Man[str] = Field(default="1.0.0", pattern=SEMANTIC_VERSION)
-    """Semantic version."""
+    """Semantic version, such as 1.0.0."""
     description: str = ""
     """Description of the version."""
     format_name: str = "pytorch"

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr
 
-from steps.params import Cluster, Further, Man, Masked, Operational, StepParams
+from steps.params import Cluster, Further, Man, Masked, Operational, Place, StepParams
 from steps.secrets import HF_TOKEN, Secret
 
 KUBERNETES_CREDENTIALS = Secret(
@@ -44,7 +44,7 @@ class TrainParams(StepParams):
     """Passes over the training split."""
     gpu: Man[Cluster[NonNegativeInt]] = 1
     """GPUs per worker."""
-    model: Man[str] = Field(default="Qwen/Qwen2.5-1.5B-Instruct", min_length=1)
+    model: Man[Place[str]] = Field(default="Qwen/Qwen2.5-1.5B-Instruct", min_length=1)
     """Base model: Hugging Face ID, path, pvc:// or oci://."""
     tokens: Man[PositiveInt] = 10000
     """Most tokens in one forward pass on a GPU; caps memory."""
@@ -102,7 +102,7 @@ class TrainParams(StepParams):
     """Who submits the TrainJob: the secret kubernetes-credentials, the pod's service account, a kubeconfig."""
     runtime: Further[Cluster[str]] = "training-hub"
     """ClusterTrainingRuntime, or TrainingRuntime of the namespace."""
-    chat_template: Further[str] = ""
+    chat_template: Further[Place[str]] = ""
     """Path of a Jinja chat template; empty takes the tokenizer's."""
     checkpoint_minutes: Further[Operational[NonNegativeInt]] = 60
     """Minutes between checkpoints of the full state, beside those of the epochs: about what a killed

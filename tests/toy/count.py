@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import NonNegativeInt, SecretStr
+from pydantic import Field, NonNegativeInt, SecretStr
 
 from steps import entrypoint, errors, files
 from steps.entrypoint import Run
-from steps.params import Address, Man, Masked, StepParams
+from steps.params import Address, Man, Masked, Place, StepParams
 from steps.progress import progress
 from steps.record import Asset, Result
 
@@ -39,6 +39,10 @@ class CountParams(StepParams):
     """May hold secrets."""
     source: Address[str] = ""
     """An address that may hold a secret."""
+    place: Place[str] = ""
+    """A path."""
+    places: Place[list[str]] = Field(default=[])
+    """Paths and names."""
 
 
 def check(params: CountParams, run: Run) -> None:

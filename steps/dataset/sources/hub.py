@@ -258,11 +258,13 @@ class Hub:
 
     def _told(self, error: Exception) -> StepError | TryAgain:
         """What an error of the hub's client or of `datasets` means here."""
+        from huggingface_hub import constants
+
         refused = hub_errors.refusal(
             error,
             self.name,
             kind="data set",
-            page=f"https://huggingface.co/datasets/{self.address.repository}",
+            page=f"{constants.ENDPOINT}/datasets/{self.address.repository}",
             revision=self.address.revision,
             token=self.token or "",
         )
