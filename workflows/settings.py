@@ -90,6 +90,10 @@ class Group(Declared):
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
 
+_DEFAULTS: Any = Field(default_factory=dict, validate_default=True)
+"""A group's own defaults; an instance here would build a validator a group, at each start."""
+
+
 class Images(Group):
     """Where the steps' images come from."""
 
@@ -301,7 +305,7 @@ class Bus(Group):
 class Events(Group):
     """Runs that an event starts (Argo Events)."""
 
-    bus: Bus = Bus()
+    bus: Bus = _DEFAULTS
     minio: Minio | None = None
     sqs: Sqs | None = None
     webhook: Webhook | None = None
@@ -350,19 +354,19 @@ class Settings(Group):
     """Who submits a TrainJob: the secret kubernetes-credentials, or the train step's service account."""
     user: int = Field(default=10001, ge=1000, lt=2**31)
     """User and group of all processes, on Kubernetes."""
-    images: Images = Images()
-    storage: Storage = Storage()
+    images: Images = _DEFAULTS
+    storage: Storage = _DEFAULTS
     claims: list[Name] = []
     """More claims, mounted read-only under /claims/<claim> for pvc:// addresses."""
     secrets: dict[Name, Name] = {}
     """Other names of the secrets: {hf-token: team-hf}."""
-    gpu: Gpu = Gpu()
+    gpu: Gpu = _DEFAULTS
     scratch: Quantity = "20Gi"
     """Size of /tmp, the only other place that a step can write to."""
-    retry: Retry = Retry()
+    retry: Retry = _DEFAULTS
     deadlines: dict[str, Deadline] = {"dataset": "12h", "evaluate": "24h", "register": "1h"}
     """Longest time of one attempt of a step, by step; none where it is not named."""
-    cleanup: Cleanup = Cleanup()
+    cleanup: Cleanup = _DEFAULTS
     mutex: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
     """Runs under one mutex train one after another."""
     semaphore: Semaphore | None = None
@@ -387,7 +391,7 @@ class Settings(Group):
     """The team's defaults of the workflow parameters, by any of their names."""
     schedule: Schedule | None = None
     events: Events | None = None
-    network: Network = Network()
+    network: Network = _DEFAULTS
 
     def named(self, name: str) -> str:
         """An object's name, with the prefix."""
