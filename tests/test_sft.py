@@ -126,9 +126,13 @@ def test_parameters_from_a_file_go_by_any_name_and_flags_win(tmp_path: Path) -> 
         "version: one\n"
         "epoks: 3\n"
     )
-    told = sft("run", "--params", path, "--train-epochs", "0", "--check").stderr
+    words = ["-p", "phase_02_train_man_tokens=0", "-p", "epochs=7", "-p", "tokns=3", "-p", "seed"]
+    told = sft("run", "--params", path, *words, "--train-epochs", "0", "--check").stderr
     assert "--epochs: input should be greater than 0, got '0'" in told
     assert "--version: " in told
+    assert "--tokens: input should be greater than 0, got '0'" in told
+    assert "-p: tokns is not a parameter; did you mean --tokens?" in told
+    assert "-p: 'seed' is not NAME=VALUE" in told
     assert "epoks is not a parameter; did you mean --epochs?" in told
     assert "--batch" not in told
     assert "data" not in told

@@ -1,12 +1,37 @@
 """The users' parameters on a command line: the same flags for every command."""
 
 import argparse
+from collections.abc import Sequence
 
 from steps import flags
 from workflows import values
 from workflows.pipeline import Pipeline
 
 EPILOG = "A parameter of the form --<step>-<field> has the short form --<field> where no other step has it."
+
+
+def add_pairs(group: argparse._ArgumentGroup) -> None:
+    """Add `-p NAME=VALUE`, as `argo submit` has it."""
+    group.add_argument(
+        *("-p", "--parameter"),
+        dest="parameter",
+        action="append",
+        metavar="NAME=VALUE",
+        default=argparse.SUPPRESS,
+        help="A parameter by any of its names; may be repeated.",
+    )
+
+
+def pairs(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What -p gives: the value may be empty, and have more equals signs."""
+    found, problems = {}, []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name and equals:
+            found[name] = value
+        else:
+            problems.append(f"-p: {word!r} is not NAME=VALUE")
+    return found, problems
 
 
 def add(parser: argparse.ArgumentParser, pipeline: Pipeline) -> None:

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the pipeline in a folder and return the exit code, that of a failed step where one failed."""
     parser = _parser()
     given, problems = flags.parse(parser, argv, list(parser._option_string_actions))
-    own = {name: given.pop(name) for name in [*_OWN, "check"] if name in given}
+    own = {name: given.pop(name) for name in [*_OWN, "parameter", "check"] if name in given}
 
     # Only now, so that --help is instant.
     from steps.report.summary import summary
@@ -30,7 +30,11 @@ def main(argv: Sequence[str]) -> int:
     from workflows.local import StepFailedError, run
 
     workspace = _workspace(own)
+    pairs, faults = parameter_flags.pairs(own.get("parameter", []))
     parameters, wrong = values.by_name(SFT, given)
+    named, wrong_in_pairs = values.by_name(SFT, pairs)
+    wrong += faults + [f"-p: {problem}" for problem in wrong_in_pairs]
+    parameters = named | parameters
     if "params" in own:
         kept, wrong_in_file = values.by_name(SFT, values.from_file(Path(own["params"])))
         wrong += [f"--params {own['params']}: {problem}" for problem in wrong_in_file]
@@ -75,7 +79,7 @@ _OWN = {
         "Begin at dataset, train, evaluate or register; an earlier step runs only if a parameter "
         "of its own is given.",
     ),
-    "params": ("FILE", "Parameters from a YAML file, by any of their names; flags win."),
+    "params": ("FILE", "Parameters from a YAML file, by any of their names; -p and flags win."),
     "cache": (
         "DIR",
         "Folder that runs share, for models and data sets of the hub. "
@@ -102,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument(
             flags.flag(name), dest=name, metavar=value, default=argparse.SUPPRESS, help=text
         )
+    parameter_flags.add_pairs(own)
     own.add_argument(
         "--check",
         action="store_true",

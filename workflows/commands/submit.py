@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser = _parser()
     given, problems = flags.parse(parser, argv, list(parser._option_string_actions))
     own = {name: given.pop(name) for name in _OWN if name in given}
-    named, faults = _named(own.get("parameter", []))
+    named, faults = parameter_flags.pairs(own.get("parameter", []))
     submission = Submission(
         SFT,
         api.template(own, SFT),
@@ -118,18 +118,6 @@ def _template(cluster: api.Cluster, template: api.Template, console: Console) ->
         ) from error
 
 
-def _named(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What -p gives: the value may be empty, and have more equals signs."""
-    named, problems = {}, []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name and equals:
-            named[name] = value
-        else:
-            problems.append(f"-p: {word!r} is not NAME=VALUE")
-    return named, problems
-
-
 def _print(workflow: api.Object, output: str) -> None:
     from workflows.documents import to_json, to_yaml
 
@@ -151,18 +139,14 @@ def _parser() -> flags.Parser:
         "params": "Parameters from a YAML file, by any of their names; -p and flags win.",
     }.items():
         own.add_argument(flags.flag(name), dest=name, default=argparse.SUPPRESS, help=text)
-    for names, dest, text in (
-        (("-p", "--parameter"), "parameter", "A parameter by any of its names; may be repeated."),
-        (("--label",), "label", "A label of the workflow; may be repeated."),
-    ):
-        own.add_argument(
-            *names,
-            dest=dest,
-            action="append",
-            metavar="NAME=VALUE",
-            default=argparse.SUPPRESS,
-            help=text,
-        )
+    parameter_flags.add_pairs(own)
+    own.add_argument(
+        "--label",
+        action="append",
+        metavar="NAME=VALUE",
+        default=argparse.SUPPRESS,
+        help="A label of the workflow; may be repeated.",
+    )
     for name, text in {
         "watch": "Follow the run to its end; the exit code is the run's.",
         "dry_run": "Check everything and print the Workflow, and send nothing.",
