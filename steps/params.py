@@ -127,6 +127,8 @@ class Bound(Declared):
     """Name of the run. Default: the workspace's last part."""
     run_uid: str = ""
     """Unique ID of the run at its engine."""
+    namespace: str = ""
+    """Namespace of the run, where its TrainJob is made. Default: the pod's, or the kubeconfig's."""
     volume_claim: str = ""
     """Claim that holds the workspace; gives the model an address that can be served."""
     volume_path: str = ""
