@@ -154,10 +154,17 @@ CLUSTER_ONLY = {
     "phase_02_train_man_workers",
     "phase_02_train_opt_annotations",
     "phase_02_train_opt_cluster_auth",
+    "phase_02_train_opt_deadline",
     "phase_02_train_opt_fsdp_sharding",
+    "phase_02_train_opt_gpu_resource",
     "phase_02_train_opt_labels",
+    "phase_02_train_opt_node_selector",
     "phase_02_train_opt_num_procs",
+    "phase_02_train_opt_queue",
     "phase_02_train_opt_runtime",
+    "phase_02_train_opt_shm_size",
+    "phase_02_train_opt_tolerations",
+    "phase_02_train_opt_trainer_api",
     "phase_02_train_opt_use_liger",
 }
 # The launcher is the settings' to say, for the shape of the pod follows it.
@@ -234,10 +241,17 @@ def test_parameters_that_only_a_cluster_can_serve_are_refused_by_name_and_not_re
         "phase_02_train_man_workers": "2",
         "phase_02_train_opt_annotations": "a=b",
         "phase_02_train_opt_cluster_auth": "kubeconfig",
+        "phase_02_train_opt_deadline": "1h",
         "phase_02_train_opt_fsdp_sharding": "NO_SHARD",
+        "phase_02_train_opt_gpu_resource": "amd.com/gpu",
         "phase_02_train_opt_labels": "a=b",
+        "phase_02_train_opt_node_selector": "a=b",
         "phase_02_train_opt_num_procs": "3",
+        "phase_02_train_opt_queue": "gpus",
         "phase_02_train_opt_runtime": "mine",
+        "phase_02_train_opt_shm_size": "1Gi",
+        "phase_02_train_opt_tolerations": '[{"key": "gpu"}]',
+        "phase_02_train_opt_trainer_api": "v2.1",
         "phase_02_train_opt_use_liger": "true",
     }
     outcome = Controller(template(), tmp_path).submit(given)
@@ -471,7 +485,7 @@ def test_secrets_are_optional_keys_under_the_names_of_the_settings(name: str) ->
         }
         found = set()
         for each in container["env"]:
-            if "valueFrom" in each:
+            if "secretKeyRef" in each.get("valueFrom", {}):
                 reference = each["valueFrom"]["secretKeyRef"]
                 assert reference["optional"] is True
                 assert reference["key"] == each["name"]

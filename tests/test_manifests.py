@@ -199,6 +199,10 @@ def test_every_account_that_a_pod_names_is_there_with_a_binding_to_its_own_role(
             if each["kind"] == "RoleBinding":
                 assert each["roleRef"]["name"] == each["metadata"]["name"]
                 assert [one["name"] for one in each["subjects"]] == [each["roleRef"]["name"]]
+        if name.startswith("trainjob"):  # its name goes to the train step, for the TrainJob's pods
+            (worker,) = accounts - named
+            assert worker == "sft-train-worker"
+            named.add(worker)
         assert named - {None} == accounts, name
 
 
@@ -310,7 +314,8 @@ def test_a_prefix_is_before_every_name_and_the_namespace_in_every_object() -> No
         if each["kind"] == "Namespace":
             assert name == "team-a"
             continue
-        assert each["metadata"]["namespace"] == "team-a"
+        if each["kind"] != "ClusterTrainingRuntime":  # of no namespace
+            assert each["metadata"]["namespace"] == "team-a"
         assert name.startswith("dev-") or (each["kind"], name) == ("EventBus", "default")
         for made in created(each):
             assert made["spec"]["workflowTemplateRef"]["name"] == "dev-sft-pipeline"
@@ -333,7 +338,7 @@ def test_parts_of_the_folder_are_printed_as_yaml_or_json(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--stdout", "--overlay=none"], "'none' is none of base, cluster, schedule"),
+        (["--stdout", "--overlay=none"], "'none' is none of base, cluster, trainer, schedule"),
         (["--stdout", "--overlay=events"], "--overlay events: the settings have no events"),
         (["--stdout", "-o", "xml"], "--output: 'xml' is neither yaml nor json"),
         (["--overlay=base"], "--overlay: only with --stdout"),

@@ -17,6 +17,7 @@ from hera.workflows import (
     EmptyDirVolume,
     Env,
     ExistingVolume,
+    FieldEnv,
     Gauge,
     Label,
     NoneArchiveStrategy,
@@ -33,11 +34,18 @@ from hera.workflows import models as m
 
 from steps import flags
 from steps.params import POD, choices, may_hold_secret, type_name
-from workflows import access, security, storage, values
+from steps.train.params import (
+    TRAIN_ENV,
+    TRAIN_ENV_PREFIX,
+    CertificateMap,
+    Toleration,
+    WorkerPod,
+)
+from workflows import access, security, storage, training_runtime, values
 from workflows.documents import to_yaml
 from workflows.objects import labels
 from workflows.pipeline import SFT, SHAPING, Pipeline, Step, parameter_name
-from workflows.settings import Settings, Toleration, go_duration, seconds
+from workflows.settings import Settings, go_duration, seconds
 from workflows.storage import CLAIM
 
 VOLUME, OUTPUTS, CLAIMS = "/volume", "/outputs", "/claims"
@@ -141,7 +149,12 @@ def container(step: Step, pipeline: Pipeline, settings: Settings) -> Container:
         args=arguments(step, settings),
         env=environment(step, settings),
         env_from=[
-            SecretEnvFrom(name=settings.secret(secret.name), optional=True)
+            SecretEnvFrom(
+                name=settings.secret(secret.name),
+                optional=True,
+                # A step that passes the keys on must know which they are.
+                prefix=TRAIN_ENV_PREFIX if access.submits(step, settings) else None,
+            )
             for secret in step.secrets
             if not secret.keys
         ]
@@ -220,6 +233,8 @@ def parameters(settings: Settings, pipeline: Pipeline) -> list[Parameter]:
             default = flags.shown_default(field)
         if parameter.field_name in SHAPING:
             default = getattr(settings, parameter.field_name)
+        elif parameter.name not in team and access.submits(parameter.step, settings):
+            default = of_workers(settings).get(parameter.field_name, default)
         limited = choices(field) or (("True", "False") if type_name(field) == "bool" else ())
         extra: dict[str, Any] = {} if default is None else {"value": default}
         if limited:
@@ -232,6 +247,36 @@ def parameters(settings: Settings, pipeline: Pipeline) -> list[Parameter]:
             )
         )
     return found
+
+
+def of_workers(settings: Settings) -> dict[str, str]:
+    """Parameters of a TrainJob's pods that follow from the settings unless a run says otherwise."""
+    selector = settings.node_selector | settings.gpu.node_selector
+    return {
+        "runtime": settings.named(training_runtime.NAME),
+        "gpu_resource": settings.gpu.resource,
+        "node_selector": ",".join(f"{key}={value}" for key, value in selector.items()),
+        "tolerations": flags.as_text([*settings.tolerations, *settings.gpu.tolerations]),
+        "shm_size": settings.gpu.shared_memory,
+    }
+
+
+def worker_pod(settings: Settings) -> WorkerPod:
+    """What a TrainJob's pods have in common with the others."""
+    certificates = None
+    if bundle := settings.ca_bundle:
+        certificates = CertificateMap(config_map=bundle.config_map, key=bundle.key, path=_CA_FILE)
+    return WorkerPod(
+        service_account=settings.named(access.WORKER),
+        image_pull_secrets=settings.images.pull_secrets,
+        env=_base_variables(settings),
+        certificates=certificates,
+        env_secret=settings.secret(TRAIN_ENV.name),
+        labels=labels(settings),
+        annotations=settings.annotations,
+        user=None if settings.platform == "openshift" else settings.user,
+        scratch=settings.scratch,
+    )
 
 
 def tag(step: Step, field_name: str) -> str:
@@ -253,7 +298,9 @@ def arguments(step: Step, settings: Settings) -> list[str]:
         "volume_path": RUN_FOLDER,
     }
     if access.submits(step, settings):
+        bound["namespace"] = "{{workflow.namespace}}"
         bound["worker_image"] = settings.images.reference(step.image)
+        bound["worker_pod"] = worker_pod(settings).model_dump_json(exclude_defaults=True)
     return [
         *(f"{flags.flag(name)}={value}" for name, value in bound.items()),
         *(
@@ -264,10 +311,15 @@ def arguments(step: Step, settings: Settings) -> list[str]:
     ]
 
 
-def environment(step: Step, settings: Settings) -> list[Env | SecretEnv]:
+def environment(step: Step, settings: Settings) -> list[Env | SecretEnv | FieldEnv]:
     """Secrets, each key optional so that the pod starts and the step says what it misses."""
     return [
         *_base_environment(settings),
+        *(
+            [FieldEnv(name="POD_NAME", field_path="metadata.name")]
+            if access.submits(step, settings)
+            else []
+        ),
         *(
             SecretEnv(
                 name=key, secret_name=settings.secret(secret.name), secret_key=key, optional=True
@@ -283,7 +335,11 @@ def environment(step: Step, settings: Settings) -> list[Env | SecretEnv]:
     ]
 
 
-def _base_environment(settings: Settings) -> list[Env | SecretEnv]:
+def _base_environment(settings: Settings) -> list[Env | SecretEnv | FieldEnv]:
+    return [Env(name=name, value=value) for name, value in _base_variables(settings).items()]
+
+
+def _base_variables(settings: Settings) -> dict[str, str]:
     # An arbitrary user has no entry in /etc/passwd, and the root file system is read-only.
     variables = {"HOME": "/tmp", "USER": "sft"}  # noqa: S108
     if settings.proxy:
@@ -293,7 +349,7 @@ def _base_environment(settings: Settings) -> list[Env | SecretEnv]:
                 variables |= {key.upper(): value, key: value}
     if settings.ca_bundle:
         variables |= dict.fromkeys(_CA_VARIABLES, _CA_FILE)
-    return [Env(name=name, value=value) for name, value in (variables | settings.env).items()]
+    return variables | settings.env
 
 
 def outputs(step: Step, settings: Settings) -> list[Parameter | Artifact]:
@@ -337,6 +393,10 @@ def volumes(settings: Settings) -> list[Any]:
             for number, name in enumerate(settings.claims)
         ),
     ]
+    if settings.launcher == "trainjob":
+        # Kubernetes publishes the API server's CA in every namespace; no token comes with it.
+        root = m.ConfigMapVolumeSource(name="kube-root-ca.crt", optional=True)
+        found.append(m.Volume(name="cluster-ca", config_map=root))
     if settings.ca_bundle:
         item = m.KeyToPath(key=settings.ca_bundle.key, path="ca.crt")
         bundle = m.ConfigMapVolumeSource(name=settings.ca_bundle.config_map, items=[item])
@@ -351,7 +411,9 @@ def _empty(name: str, size: str, medium: str | None = None) -> EmptyDirVolume:
 def mounts(step: Step, settings: Settings) -> list[m.VolumeMount]:
     """What the step's container sees of them."""
     places = {"runs": VOLUME, "tmp": "/tmp", "outputs": OUTPUTS}  # noqa: S108
-    if not access.needs_token(step, settings):
+    if access.submits(step, settings) and not access.needs_token(step, settings):
+        places["cluster-ca"] = security.TOKEN
+    elif not access.needs_token(step, settings):
         places["no-token"] = security.TOKEN
     if trains_in_pod(step, settings):
         places["shm"] = "/dev/shm"  # noqa: S108
