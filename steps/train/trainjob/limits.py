@@ -23,7 +23,7 @@ _UNITS = {"": Decimal(1), "m": Decimal("0.001"), "k": Decimal(1000)} | {
 }
 
 
-def of(params: TrainParams) -> list[str]:
+def refusals(params: TrainParams) -> list[str]:
     """What is wrong with the parameters of a TrainJob."""
     return [
         *_of_resources(params),
