@@ -1,6 +1,9 @@
 """The way to a cluster, and what is found there: credentials, refusals, runtimes, shapes, owners."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from steps.train.trainjob.cluster import (
 from steps.train.trainjob.manifest import GROUP, PLURAL, VERSION, Api, Runtime, render
 from tests import argo_schemas
 from tests.cluster_settings import cluster as settings
+from tests.conftest import ROOT
 from tests.servers.kubernetes import Kind, KubernetesServer, Object
 from tests.servers.tls import self_signed
 from tests.test_trainjob_object import job_of, run_in
@@ -534,3 +538,57 @@ def test_a_cluster_that_does_not_have_this_pod_gets_no_owner_that_it_would_miss(
     assert runtimes.owner(cluster, run_in(tmp_path)) is None
     bound = Bound(workspace=tmp_path / "alone")
     assert runtimes.owner(cluster, Run(bound)) is None
+
+
+# A run that is stopped
+
+
+ARGO_STOP = json.dumps(
+    json.dumps([{"displayName": "train", "message": "Stopped with strategy 'Stop'"}])
+)
+FAILED = json.dumps(json.dumps([{"displayName": "train", "message": "Error (exit code 143)"}]))
+
+
+def stopped(server: KubernetesServer, run: Run, failures: str) -> subprocess.CompletedProcess[str]:
+    """The exit handler of the run's workflow."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "steps.train.stop"),
+            f"--workspace={run.workspace.root}",
+            f"--run-name={run.name}",
+            f"--volume-claim={run.bound.volume_claim}",
+            f"--volume-path={run.bound.volume_path}",
+            "--namespace=default",
+            f"--failures={failures}",
+        ],
+        env={
+            **os.environ,
+            "KUBERNETES_SERVER_URL": server.url,
+            "KUBERNETES_AUTH_TOKEN": TOKEN,
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_only_a_run_that_was_stopped_takes_its_trainjob_with_it(
+    server: KubernetesServer, tmp_path: Path
+) -> None:
+    run = run_in(tmp_path)
+    job = server.create(PLURAL, render(job_of(run), run, "v2.2", Runtime(name="a")))
+    other = render(job_of(run), run, "v2.2", Runtime(name="a"))
+    other["metadata"]["name"] = "another"
+    server.create(PLURAL, other)
+    left = stopped(server, run, FAILED)
+    assert (left.returncode, server.asked("DELETE", PLURAL)) == (0, 0)
+    assert "left to a retry" in left.stderr
+    gone = stopped(server, run, ARGO_STOP)
+    assert gone.returncode == 0, gone.stderr
+    assert f"TrainJob {job['metadata']['name']} is deleted" in gone.stderr
+    assert server.get(PLURAL, "another")
+    again = stopped(server, run, ARGO_STOP)
+    assert (again.returncode, "has no TrainJob" in again.stderr) == (0, True)
+    server.fail("DELETE", PLURAL, 503)
+    assert stopped(server, run, ARGO_STOP).returncode == 75

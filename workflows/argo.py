@@ -34,7 +34,9 @@ from hera.workflows import models as m
 
 from steps import flags
 from steps.params import POD, choices, may_hold_secret, type_name
+from steps.secrets import Secret
 from steps.train.params import (
+    KUBERNETES_CREDENTIALS,
     TRAIN_ENV,
     TRAIN_ENV_PREFIX,
     CertificateMap,
@@ -54,6 +56,8 @@ REPORT = f"{VOLUME}/{RUN_FOLDER}/report.html"
 
 PIPELINE, SUMMARY = "pipeline", "summary"
 """Templates that are no step: the DAG and the exit handler."""
+END, STOP = "end", "stop-training"
+"""Where a step submits TrainJobs: the exit handler of two parts, and its second."""
 
 # 75 is the steps' own word for "try again"; -1, 137 and 143 are pods that were lost, evicted or
 # killed. What ran out of memory or past its deadline would do so again, and so would a pod that
@@ -80,7 +84,9 @@ def workflow_template(
         *([claim(settings)] if settings.storage.per_run else []),
         *(container(step, pipeline, settings) for step in pipeline.steps),
         summary(pipeline, settings),
+        *(stop(step, settings) for step in pipeline.steps if access.submits(step, settings)),
     ]
+    ends_training = any(access.submits(step, settings) for step in pipeline.steps)
     with kind(
         name=settings.named(pipeline.name),
         namespace=settings.namespace or None if kind is WorkflowTemplate else None,
@@ -89,7 +95,7 @@ def workflow_template(
         entrypoint=PIPELINE,
         arguments=parameters(settings, pipeline),
         templates=templates,
-        hooks={"exit": m.LifecycleHook(template=SUMMARY)},
+        hooks={"exit": m.LifecycleHook(template=END if ends_training else SUMMARY)},
         volumes=volumes(settings),
         service_account_name=settings.named(access.RUN),
         security_context=m.PodSecurityContext.model_validate(security.pod(settings)),
@@ -117,6 +123,10 @@ def workflow_template(
         ),
     ) as template:
         picture(pipeline, settings)
+        if ends_training:
+            with DAG(name=END):
+                Task(name=SUMMARY, template=SUMMARY)
+                Task(name=STOP, template=STOP, when="'{{workflow.status}}' != 'Succeeded'")
     return template
 
 
@@ -206,6 +216,35 @@ def summary(pipeline: Pipeline, settings: Settings) -> Container:
     )
 
 
+def stop(step: Step, settings: Settings) -> Container:
+    """The rest of the exit handler: `argo stop` ends pods of the workflow, but not those of a TrainJob."""
+    bound = _bound(step, settings)
+    names = ("workspace", "run_name", "volume_claim", "volume_path", "namespace")
+    places = {"tmp": "/tmp"}  # noqa: S108
+    if not access.needs_token(step, settings):
+        places["cluster-ca"] = security.TOKEN
+    return Container(
+        name=STOP,
+        labels={"app.kubernetes.io/component": step.name},  # it may reach what the step may
+        image=settings.images.reference(step.image),
+        image_pull_policy=settings.images.pull_policy,
+        command=["python", "-m", f"{step.module}.stop"],
+        args=[
+            *(f"{flags.flag(name)}={bound[name]}" for name in names),
+            f"--cluster-auth={settings.cluster_auth}",
+            "--failures={{workflow.failures}}",
+        ],
+        env=[*_base_environment(settings), *_keys(KUBERNETES_CREDENTIALS, settings)],
+        volume_mounts=_mounts(places),
+        resources=Resources(cpu_request="100m", memory_request="256Mi", memory_limit="512Mi"),
+        pod_spec_patch=to_yaml([security.EXECUTOR]),
+        security_context=m.SecurityContext.model_validate(security.CONTAINER),
+        service_account_name=access.account(step, settings),
+        retry_strategy=retry(settings),
+        timeout="15m",
+    )
+
+
 def claim(settings: Settings) -> Resource:
     """Makes the claim of the run. It has no owner, so it outlives the workflow with the model in it."""
     return Resource(
@@ -287,6 +326,17 @@ def tag(step: Step, field_name: str) -> str:
 
 def arguments(step: Step, settings: Settings) -> list[str]:
     """The step's flags: what the engine knows of the run, then its parameters."""
+    return [
+        *(f"{flags.flag(name)}={value}" for name, value in _bound(step, settings).items()),
+        *(
+            f"{flags.flag(name)}={tag(step, name)}"
+            for name, field in step.params.model_fields.items()
+            if not may_hold_secret(field)
+        ),
+    ]
+
+
+def _bound(step: Step, settings: Settings) -> dict[str, str]:
     bound = {
         "workspace": f"{VOLUME}/{RUN_FOLDER}",
         "cache": f"{VOLUME}/cache",
@@ -301,14 +351,7 @@ def arguments(step: Step, settings: Settings) -> list[str]:
         bound["namespace"] = "{{workflow.namespace}}"
         bound["worker_image"] = settings.images.reference(step.image)
         bound["worker_pod"] = worker_pod(settings).model_dump_json(exclude_defaults=True)
-    return [
-        *(f"{flags.flag(name)}={value}" for name, value in bound.items()),
-        *(
-            f"{flags.flag(name)}={tag(step, name)}"
-            for name, field in step.params.model_fields.items()
-            if not may_hold_secret(field)
-        ),
-    ]
+    return bound
 
 
 def environment(step: Step, settings: Settings) -> list[Env | SecretEnv | FieldEnv]:
@@ -320,18 +363,19 @@ def environment(step: Step, settings: Settings) -> list[Env | SecretEnv | FieldE
             if access.submits(step, settings)
             else []
         ),
-        *(
-            SecretEnv(
-                name=key, secret_name=settings.secret(secret.name), secret_key=key, optional=True
-            )
-            for secret in step.secrets
-            for key in secret.keys
-        ),
+        *(each for secret in step.secrets for each in _keys(secret, settings)),
         *(
             Env(name=flags.variable(name), value=tag(step, name))
             for name, field in step.params.model_fields.items()
             if may_hold_secret(field)
         ),
+    ]
+
+
+def _keys(secret: Secret, settings: Settings) -> list[SecretEnv]:
+    name = settings.secret(secret.name)
+    return [
+        SecretEnv(name=key, secret_name=name, secret_key=key, optional=True) for key in secret.keys
     ]
 
 
