@@ -34,7 +34,12 @@ POD: dict[str, Any] = {
     "env": {"HTTPS_PROXY": "http://proxy:3129", "SSL_CERT_FILE": "/etc/sft/ca/ca.crt"},
     "certificates": {"config_map": "trust", "key": "bundle.pem", "path": "/etc/sft/ca/ca.crt"},
     "env_secret": "team-env",
-    "labels": {"team.example/name": "a", "app.kubernetes.io/part-of": "dev-sft"},
+    "labels": {
+        "team.example/name": "a",
+        "app.kubernetes.io/part-of": "dev-sft",
+        # Of the engine's own pods, each of which queues; a TrainJob queues as one.
+        "kueue.x-k8s.io/queue-name": "engine",
+    },
     "annotations": {"note": "yes"},
     "user": 10001,
     "scratch": "5Gi",
@@ -432,6 +437,14 @@ def test_a_run_without_image_or_claim_is_refused_before_anything_is_made(
 ) -> None:
     run = run_in(tmp_path, **bound)
     with pytest.raises(UsageError, match=told):
+        render(job_of(run), run, "v2.2", RUNTIME)
+
+
+def test_what_the_engine_gives_the_pods_is_refused_by_name_where_it_is_unknown(
+    tmp_path: Path,
+) -> None:
+    run = run_in(tmp_path, worker_pod={"serviceAccount": "mine"})
+    with pytest.raises(UsageError, match="--worker-pod: serviceAccount"):
         render(job_of(run), run, "v2.2", RUNTIME)
 
 

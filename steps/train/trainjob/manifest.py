@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from steps import claims
 from steps.entrypoint import Run
@@ -192,7 +192,7 @@ def train_job(job: Job, run: Run, runtime: Runtime, owner: Object | None = None)
     """What the parameters and the engine say of the training's TrainJob."""
     params = job.params
     refuse_homeless(run)
-    pod = WorkerPod.model_validate(run.bound.worker_pod)
+    pod = _given(run)
     labels = _labels(params, run, pod)
     annotations = pod.annotations | pairs(params.annotations)
     return TrainJob(
@@ -287,6 +287,17 @@ def refuse_homeless(run: Run) -> None:
         )
     if problems:
         raise UsageError("\n  ".join(problems))
+
+
+def _given(run: Run) -> WorkerPod:
+    try:
+        return WorkerPod.model_validate(run.bound.worker_pod)
+    except ValidationError as error:
+        problems = [
+            f"--worker-pod: {'.'.join(map(str, each['loc']))}: {each['msg']}"
+            for each in error.errors()
+        ]
+        raise UsageError("\n  ".join(problems)) from None
 
 
 def _labels(params: TrainParams, run: Run, pod: WorkerPod) -> dict[str, str]:
