@@ -135,6 +135,8 @@ class Bound(Declared):
     """Path of the workspace inside that claim."""
     worker_image: str = ""
     """Image of the training workers of a TrainJob."""
+    worker_pod: dict[str, Any] = {}
+    """What their pods have as the engine's own do, as JSON: pull secrets, proxy, user ..."""
 
 
 def marked(field: FieldInfo, marker: Marker) -> bool:
