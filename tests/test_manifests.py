@@ -193,7 +193,7 @@ def test_a_step_that_submits_a_trainjob_may_do_what_following_one_takes() -> Non
     } == {
         ("trainer.kubeflow.org", "trainjobs"): ["create", "get", "list", "watch", "delete"],
         ("trainer.kubeflow.org", "trainingruntimes"): ["list"],
-        ("", "pods"): ["get", "list", "watch"],
+        ("", "pods"): ["get", "list"],
         ("", "pods/log"): ["get"],
         ("", "events"): ["list"],
         ("jobset.x-k8s.io", "jobsets"): ["get", "list"],

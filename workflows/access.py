@@ -28,7 +28,7 @@ _EXECUTOR = Rule("argoproj.io", ("workflowtaskresults",), ("create", "patch"))
 _TRAINER = (
     Rule("trainer.kubeflow.org", ("trainjobs",), ("create", "get", "list", "watch", "delete")),
     Rule("trainer.kubeflow.org", ("trainingruntimes",), ("list",)),
-    Rule("", ("pods",), ("get", "list", "watch")),
+    Rule("", ("pods",), ("get", "list")),
     Rule("", ("pods/log",), ("get",)),
     Rule("", ("events",), ("list",)),
     # What Trainer and Kueue made of the TrainJob: where one that does not start has stopped.
