@@ -17,7 +17,7 @@ from steps.train.params import TrainParams
 from steps.train.trainjob import follow
 from steps.train.trainjob.cluster import Cluster, connect
 from steps.train.trainjob.follow import Limits
-from steps.train.trainjob.objects import Object
+from steps.train.trainjob.manifest import Object
 from steps.train.trainjob.patience import Pace
 from tests.servers.kubernetes import KubernetesServer
 from tests.trainer import NAMESPACE, Trainer, condition, kinds
@@ -618,6 +618,7 @@ def test_long_lines_cut_letters_and_bars_come_out_whole(here: Here) -> None:
     here.api.log(pod, f"{bars}\n".replace("#", ""), at, NAMESPACE)
     here.api.log(pod, f"{bars}\r\n", at, NAMESPACE)
     here.api.log(pod, "2026-01-01T00:00:00Z WARNING train: of our own\n", at, NAMESPACE)
+    here.api.log(pod, "2026-01-01T00:00:10Z INFO train: training: 1 of 2 steps\n", at, NAMESPACE)
     here.api.log(pod, "without an end", at, NAMESPACE)
     here.trainer.end(pod, 0)
     here.trainer.complete()

@@ -28,6 +28,8 @@ def kinds(version: str = "v2.3.0") -> tuple[Kind, ...]:
         Kind("", "v1", "pods", "Pod"),
         Kind("", "v1", "events", "Event"),
         Kind("kueue.x-k8s.io", "v1beta1", "workloads", "Workload"),
+        Kind(GROUP, "v1alpha1", "trainingruntimes", "TrainingRuntime"),
+        Kind(GROUP, "v1alpha1", "clustertrainingruntimes", "ClusterTrainingRuntime", False),
     )
 
 

@@ -13,7 +13,8 @@ from steps.errors import (
     UsageError,
     VolumeError,
 )
-from steps.train.trainjob.objects import Object, rank, time_of
+from steps.train.trainjob.manifest import Object
+from steps.train.trainjob.objects import rank, time_of
 from steps.train.trainjob.state import condition, container
 
 _BY_EXIT_CODE: dict[int, type[StepError]] = {

@@ -13,7 +13,7 @@ from steps.quantities import duration
 from steps.train.trainjob import failure, objects, obstacles, state
 from steps.train.trainjob.cluster import Cluster, ForbiddenError
 from steps.train.trainjob.failure import Stop
-from steps.train.trainjob.objects import Object
+from steps.train.trainjob.manifest import Object
 from steps.train.trainjob.obstacles import Obstacle
 from steps.train.trainjob.patience import Pace, Patience, retry_after
 from steps.train.trainjob.submit import submit, title
@@ -203,7 +203,7 @@ class _Following:
             self._spent += (since or now) - self._since
         self._since = since
         spent = self._spent + (now - since if since else timedelta(0))
-        if spent.total_seconds() >= self.limits.running:
+        if since and spent.total_seconds() >= self.limits.running:
             self._patience.ask(lambda: objects.delete(self.cluster, self.job))
             raise ConfigError(
                 f"{self._title} has run for {duration(spent.total_seconds())} and is past its "

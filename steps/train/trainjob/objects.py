@@ -12,13 +12,7 @@ from kubernetes import client
 
 from steps.errors import TransientError
 from steps.train.trainjob.cluster import TIMEOUT, Cluster, NotThereError
-
-Object = dict[str, Any]
-"""A Kubernetes object as its API gives it."""
-
-GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
-CONTAINER = "node"
-"""Container and replicated job of the workers: Kubeflow Trainer's own name."""
+from steps.train.trainjob.manifest import GROUP, NODE, PLURAL, VERSION, Object
 
 _JOBSET, _INDEX = "jobset.sigs.k8s.io", "batch.kubernetes.io/job-completion-index"
 # By the resource's version: Kueue 0.16 and later, then those before.
@@ -91,7 +85,7 @@ def pods(cluster: Cluster, job: Object) -> list[Object]:
         cluster,
         f"list pods of TrainJob {name}",
         f"/api/v1/namespaces/{cluster.namespace}/pods",
-        labelSelector=f"{_JOBSET}/jobset-name={name},{_JOBSET}/replicatedjob-name={CONTAINER}",
+        labelSelector=f"{_JOBSET}/jobset-name={name},{_JOBSET}/replicatedjob-name={NODE}",
     )
     # A job of that name before this one may have pods that are still being deleted.
     own = [pod for pod in found["items"] if _created(pod) >= _created(job)]
@@ -137,7 +131,7 @@ def log(cluster: Cluster, pod: str, **asked: str) -> Iterator[urllib3.BaseHTTPRe
     """
     path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}/log"
     timeout = (TIMEOUT[0], _SILENCE)
-    query = {"container": CONTAINER, **asked}
+    query = {"container": NODE, **asked}
     with _answer(cluster, f"read the log of pod {pod}", path, query, timeout) as answer:
         yield answer
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from steps.train.trainjob import objects
 from steps.train.trainjob.cluster import Cluster
-from steps.train.trainjob.objects import CONTAINER, Object
+from steps.train.trainjob.manifest import NODE, QUEUE, Object
 from steps.train.trainjob.state import condition
 
-QUEUE = "kueue.x-k8s.io/queue-name"
 CREATION_FAILED = "TrainJobResourcesCreationFailed"
 
 _ON_ITS_WAY = ("ContainerCreating", "PodInitializing")
@@ -56,7 +55,7 @@ def of_events(cluster: Cluster, job: Object, pods: Iterable[Object]) -> Iterator
     name = job["metadata"]["name"]
     waiting = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
     asked = [pod["metadata"]["name"] for pod in waiting[:_PODS_ASKED]]
-    for about in (name, f"{name}-{CONTAINER}-0", *asked):
+    for about in (name, f"{name}-{NODE}-0", *asked):
         for event in objects.events(cluster, job, about):
             if event.get("reason") not in _TOLD_BY_THE_POD:
                 kind = event["involvedObject"].get("kind", "")
@@ -93,4 +92,4 @@ def of_queue(cluster: Cluster, job: Object) -> Obstacle:
 
 def _stem(text: str) -> str:
     """Names of pods without their random ends: a new try has another one."""
-    return re.sub(rf"(-{CONTAINER}-\d+-\d+)-[a-z0-9]{{5}}\b", r"\1", text)
+    return re.sub(rf"(-{NODE}-\d+-\d+)-[a-z0-9]{{5}}\b", r"\1", text)

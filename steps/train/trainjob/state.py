@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
-from steps.train.trainjob.objects import CONTAINER, Object, time_of
+from steps.train.trainjob.manifest import NODE, Object
+from steps.train.trainjob.objects import time_of
 
 Phase = Literal["complete", "failed", "suspended", "starting", "running"]
 
@@ -53,7 +54,7 @@ def occupied_since(pods: Iterable[Object]) -> datetime | None:
 def container(pod: Object) -> Object:
     """The status of the worker's container; empty where there is none yet."""
     for each in (pod.get("status") or {}).get("containerStatuses") or []:
-        if each["name"] == CONTAINER:
+        if each["name"] == NODE:
             found: Object = each
             return found
     return {}

@@ -10,7 +10,7 @@ from typing import Any
 from steps.errors import ConfigError, TransientError
 from steps.train.trainjob import objects
 from steps.train.trainjob.cluster import Cluster, ExistsError, ForbiddenError
-from steps.train.trainjob.objects import Object
+from steps.train.trainjob.manifest import Object
 from steps.train.trainjob.patience import Pace, Patience
 from steps.train.trainjob.state import condition
 

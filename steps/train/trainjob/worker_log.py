@@ -17,7 +17,7 @@ from steps import files
 from steps.errors import ConfigError, CredentialsError, StepError, TransientError
 from steps.train.trainjob import objects
 from steps.train.trainjob.cluster import Cluster, ForbiddenError, NotThereError
-from steps.train.trainjob.objects import Object
+from steps.train.trainjob.manifest import Object
 from steps.train.trainjob.patience import Pace, retry_after
 from steps.train.trainjob.state import container, is_over
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # How a step of this project writes its lines: the time is told again here.
 _OWN_LINE = re.compile(r"\S+Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w-]+: (.*)")
+# The worker's progress, which this step tells by itself.
+_PROGRESS = re.compile(r"training: [\d,]+ of [\d,]+ steps\b")
 _LINES_SHOWN = 20
 _LONGEST_BAR = 1 << 16
 _SECONDS_TO_STOP = 5.0
@@ -203,6 +205,8 @@ class WorkerLog:
         for line in lines:
             own = _OWN_LINE.fullmatch(line)
             level, text = (own[1], own[2]) if own else ("INFO", line)
+            if own and _PROGRESS.match(text):
+                continue
             self.tail.append(text)
             log.log(logging.getLevelNamesMapping()[level], "node 0 | %s", text)
 
