@@ -221,8 +221,10 @@ def test_an_api_server_that_is_gone_for_a_while_is_waited_for(here: Here) -> Non
 def test_a_watch_that_has_expired_is_opened_anew(here: Here) -> None:
     step, _ = here.running()
     here.api.wait_for(lambda: here.api.asked("GET", "watch=true"))
-    here.api.forget()
     here.api.fail("GET", "watch=true", 410)
+    known = here.api.asked("GET", "watch=true")
+    here.api.forget()
+    here.api.wait_for(lambda: here.api.asked("GET", "watch=true") >= known + 2)
     here.trainer.complete()
     step.result(60)
     assert here.heard.count("WARNING") == 0
@@ -514,6 +516,17 @@ def test_why_a_job_does_not_start_is_told_once_each(here: Here) -> None:
         assert here.heard.count(text) == 1
 
 
+def test_what_the_running_pods_wait_for_is_told_too(here: Here) -> None:
+    step, (pod,) = here.running()
+    other = here.trainer.pod(1)
+    here.trainer.cannot_schedule(other, "0/3 nodes are available")
+    here.trainer.log(pod, "waiting for the others")
+    here.heard.wait_for("0/3 nodes are available")
+    here.trainer.run(other)
+    here.trainer.complete()
+    step.result(60)
+
+
 def test_a_job_of_which_nothing_can_be_made_is_an_error_and_goes(here: Here) -> None:
     step = here.follow()
     here.trainer.submitted()
@@ -538,7 +551,11 @@ def test_warnings_about_a_job_of_that_name_before_are_not_told(here: Here) -> No
         "lastTimestamp": "2026-01-01T00:00:00Z",
     }
     here.api.create("events", old, NAMESPACE)
-    step, _ = here.running()
+    step = here.follow()
+    here.trainer.submitted()
+    here.trainer.warn("JobSet", NAME, "FailedCreate", "something of now")
+    here.heard.wait_for("something of now")
+    here.trainer.make()
     here.trainer.complete()
     step.result(60)
     assert here.heard.count(message) == 0
@@ -597,7 +614,9 @@ def test_lines_are_told_once_each_over_restarts_and_new_pods(here: Here) -> None
     here.trainer.evict(pod, "low on memory")
     new = here.trainer.pod(0, "fghij")
     here.trainer.run(new)
-    here.trainer.log(new, "third")
+    # Its node's clock is behind.
+    earlier = datetime.now(UTC) - timedelta(minutes=1)
+    here.api.log(new, "third\n", earlier, NAMESPACE)
     here.heard.wait_for("| third")
     here.trainer.end(new, 0)
     here.trainer.complete()

@@ -115,7 +115,7 @@ class _Following:
             if phase == "running":
                 self.log.start()
                 self.show()
-            else:
+            if phase != "running" or any(map(state.is_pending, pods or ())):
                 self._tell_obstacles(phase, pods)
             self._wait(version)
 

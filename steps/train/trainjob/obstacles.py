@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from steps.train.trainjob import objects
 from steps.train.trainjob.cluster import Cluster
 from steps.train.trainjob.manifest import NODE, QUEUE, Object
-from steps.train.trainjob.state import condition
+from steps.train.trainjob.state import condition, is_pending
 
 CREATION_FAILED = "TrainJobResourcesCreationFailed"
 
@@ -53,7 +53,7 @@ def of_pods(pods: Iterable[Object]) -> Iterator[Obstacle]:
 def of_events(cluster: Cluster, job: Object, pods: Iterable[Object]) -> Iterator[Obstacle]:
     """Warnings about the TrainJob, its JobSet of the same name, its Job, and pods that wait."""
     name = job["metadata"]["name"]
-    waiting = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+    waiting = list(filter(is_pending, pods))
     asked = [pod["metadata"]["name"] for pod in waiting[:_PODS_ASKED]]
     for about in (name, f"{name}-{NODE}-0", *asked):
         for event in objects.events(cluster, job, about):

@@ -27,8 +27,8 @@ class Pace:
     """Between two lines that the cluster is still away."""
     submission: float = 300.0
     """Until a cluster that does not answer before there is a job is given up."""
-    deletion: float = 600.0
-    """Until a deleted job that does not go is given up."""
+    deletion: float = 900.0
+    """Until a deleted job that does not go is given up: its workers may take minutes for a checkpoint."""
     creation: float = 300.0
     """Until a job of which nothing can be made is given up."""
     results: float = 60.0

@@ -65,6 +65,11 @@ def is_running(pod: Object) -> bool:
     return "running" in (container(pod).get("state") or {})
 
 
+def is_pending(pod: Object) -> bool:
+    """Whether the pod waits for a node, or its container for what it needs."""
+    return (pod.get("status") or {}).get("phase") == "Pending"
+
+
 def is_over(pod: Object) -> bool:
     """Whether its container will not be started again."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
