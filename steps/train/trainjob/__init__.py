@@ -1,15 +1,109 @@
 """Training on a cluster: a TrainJob of Kubeflow Trainer, submitted and followed to its end."""
 
+import logging
+import time
+from typing import TYPE_CHECKING
+
 from steps.entrypoint import Run
+from steps.errors import StepError
+from steps.progress import progress
 from steps.train.backend import Job, Point
 from steps.train.params import TrainParams
+from steps.train.trainjob import limits, manifest
+from steps.train.trainjob.patience import Pace, Patience
+
+if TYPE_CHECKING:
+    from steps.train.trainjob.cluster import Cluster
+
+log = logging.getLogger(__name__)
 
 
-def refusals(params: TrainParams) -> list[str]:  # noqa: ARG001
+def refusals(params: TrainParams) -> list[str]:
     """What is wrong with the parameters of a TrainJob."""
-    return ["--launcher trainjob is not there yet: use local"]
+    return limits.refusals(params)
 
 
-def train(job: Job, run: Run) -> list[Point]:
-    """Run the training as a TrainJob."""
-    raise NotImplementedError
+def train(job: Job, run: Run, pace: Pace | None = None) -> list[Point]:
+    """Have the training's TrainJob run, and delete it when its model is on the volume."""
+    from steps.train.trainjob.cluster import connect
+
+    pace = pace or Pace()
+    cluster = connect(job.params, run.bound.namespace)
+    if not job.model.is_dir():  # else an attempt was cut off between the model and the record
+        _run(cluster, job, run, pace)
+    try:
+        points = _results(job, pace)
+    except StepError:
+        _delete(cluster, run)  # the next attempt would find it complete again
+        raise
+    _delete(cluster, run)
+    return points
+
+
+def _run(cluster: "Cluster", job: Job, run: Run, pace: Pace) -> None:
+    from steps.train import instructlab
+    from steps.train.trainjob import follow
+
+    for note in limits.notes(job.params):
+        log.warning("%s", note)
+    job.write(job.file)
+    sent = Patience(pace).ask(lambda: _rendered(cluster, job, run), pace.submission)
+    with progress("training", job.steps, "steps") as shown:
+
+        def show() -> None:
+            if last := instructlab.latest(job):
+                rate = f"{last.tokens_per_second:,.0f}"
+                shown.update(last.step, loss=f"{last.loss:.4f}", tokens_per_second=rate)
+
+        follow.run(
+            cluster,
+            sent,
+            limits=follow.Limits(job.params.memory, manifest.deadline(job.params)),
+            bookmark=job.checkpoints / "worker-log.json",
+            show=show,
+            pace=pace,
+        )
+
+
+def _rendered(cluster: "Cluster", job: Job, run: Run) -> manifest.Object:
+    from steps.train.trainjob import runtimes
+
+    runtime, owner = runtimes.find(cluster, job.params), runtimes.owner(cluster, run)
+
+    def rendered(api: manifest.Api) -> manifest.Object:
+        return manifest.render(job, run, api, runtime, owner)
+
+    return rendered(runtimes.shape(cluster, job.params, rendered))
+
+
+def _results(job: Job, pace: Pace) -> list[Point]:
+    """The loss curve, once the volume shows all that was written to it by other nodes."""
+    from steps.train import instructlab
+
+    until = time.monotonic() + pace.results
+    while True:
+        try:
+            return instructlab.results(job)
+        except StepError as error:
+            if error.exit_code != StepError.exit_code or time.monotonic() >= until:
+                raise
+        time.sleep(pace.first_wait)
+
+
+def _delete(cluster: "Cluster", run: Run) -> None:
+    """Delete what has ended: nothing else would, and Trainer may run it again."""
+    from steps.train.trainjob import objects
+
+    name = manifest.name(run)
+    try:
+        job, _ = objects.find(cluster, name)
+        if job is not None:
+            objects.delete(cluster, job)
+            log.info("deleted TrainJob %s/%s", cluster.namespace, name)
+    except StepError as error:
+        log.warning(
+            "%s; it has ended, delete it: kubectl delete trainjob %s -n %s",
+            error,
+            name,
+            cluster.namespace,
+        )

@@ -1,0 +1,203 @@
+"""The train step on a cluster: its TrainJob is left where the step is stopped, and deleted at the end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from steps.entrypoint import Run
+from steps.errors import StepError
+from steps.params import Bound
+from steps.train import trainjob
+from steps.train.backend import Job
+from steps.train.params import TrainParams
+from steps.train.trainjob import manifest
+from steps.train.trainjob.patience import Pace
+from tests.servers.kubernetes import KubernetesServer
+from tests.test_train import FAST, TRAIN, workspace_in
+from tests.tiny import make_model
+from tests.trainer import NAMESPACE, Trainer, kinds
+
+TOKEN = "a-token"
+METRICS = "training_params_and_metrics_global0.jsonl"
+POD = {"spec": {"containers": [{"name": "node"}]}}
+RUNTIME = {
+    "metadata": {"name": "training-hub"},
+    "spec": {
+        "mlPolicy": {"torch": {}},
+        "template": {"spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": POD}}}]}},
+    },
+}  # fmt: skip
+PACE = Pace(look=1, first_wait=0.02, results=0.0)
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesServer]:
+    """A cluster with Kubeflow Trainer 2.3 and a runtime, and the way to it in the environment."""
+    with KubernetesServer(kinds(), (NAMESPACE,), TOKEN) as api:
+        api.create("clustertrainingruntimes", RUNTIME)
+        monkeypatch.setenv("KUBERNETES_SERVER_URL", api.url)
+        monkeypatch.setenv("KUBERNETES_AUTH_TOKEN", TOKEN)
+        yield api
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> tuple[Job, Run]:
+    """A training of two steps, and its run."""
+    workspace = tmp_path / "run"
+    checkpoints = workspace / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (workspace / "training").mkdir()
+    run = Run(Bound.model_validate({"workspace": workspace, **bound()}), fingerprint="f")
+    params = TrainParams(train_batch=8, trainer_api="v2.2")
+    return Job(
+        params,
+        base=tmp_path / "base",
+        tokens=workspace / "tokens.jsonl",
+        rows=16,
+        checkpoints=checkpoints,
+        curve=workspace / "training" / "curve.jsonl",
+    ), run
+
+
+def bound() -> dict[str, str]:
+    return {
+        "namespace": NAMESPACE,
+        "run_name": "one",
+        "volume_claim": "sft-runs",
+        "volume_path": "run",
+        "worker_image": "quay.io/team/sft-train:1",
+    }
+
+
+def train_to(checkpoints: Path, steps: int, rows: int) -> None:
+    """What node 0 writes while it trains, batches of 8 rows."""
+    with (checkpoints / METRICS).open("w") as file:
+        for step in range(1, steps + 1):
+            told = {
+                "step": step,
+                "avg_loss": 1 / step,
+                "samples_seen": min(8 * step, rows),
+                "batch_size": 8,
+                "overall_throughput": 4.0,
+                "lr": 1e-3,
+                "num_tokens_rank0": 100,
+            }
+            file.write(json.dumps(told) + "\n")
+
+
+@pytest.fixture
+def started() -> Iterator[list["subprocess.Popen[str]"]]:
+    """Steps that shall not outlive a test."""
+    found: list[subprocess.Popen[str]] = []
+    yield found
+    for step in found:
+        step.kill()
+        step.communicate()
+
+
+def start(
+    workspace: Path, base: Path, started: list["subprocess.Popen[str]"]
+) -> "subprocess.Popen[str]":
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in bound().items()]
+    own = ["--launcher=trainjob", "--trainer-api=v2.2", "--workers=1"]
+    step = subprocess.Popen(
+        [*TRAIN, f"--workspace={workspace}", f"--model={base}", *FAST, *own, *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+    started.append(step)
+    return step
+
+
+def test_a_stopped_step_leaves_its_job_and_the_next_attempt_ends_it(
+    api: KubernetesServer, tmp_path: Path, started: list["subprocess.Popen[str]"]
+) -> None:
+    base, workspace = make_model(tmp_path / "base"), workspace_in(tmp_path)
+    run = Run(Bound.model_validate({"workspace": workspace, **bound()}))
+    trainer = Trainer(api, manifest.name(run))
+    pod = f"{trainer.name}-node-0-0-abcde"
+    step = start(workspace, base, started)
+    trainer.submitted()
+    trainer.make()
+    trainer.run(pod)
+    told = ""
+    for number, (how, code) in enumerate(((signal.SIGTERM, 143), (signal.SIGINT, 130)), 1):
+        trainer.log(pod, f"line {number}")
+        assert step.stderr
+        while f"line {number}" not in (line := step.stderr.readline()):
+            assert line, told
+            told += line
+        told += line
+        step.send_signal(how)
+        told += step.communicate(timeout=60)[1]
+        assert step.returncode == code, told
+        assert told.count("goes on without this step; the next attempt attaches to it") == number
+        assert trainer.has_job()
+        step = start(workspace, base, started)
+    api.wait_for(lambda: api.asked("GET", "follow=true") == 3)
+    checkpoints = workspace / "checkpoints"
+    train_to(checkpoints, steps=6, rows=48)
+    shutil.copytree(base, checkpoints / "model")
+    trainer.log(pod, "line 3")
+    trainer.complete()
+    told += step.communicate(timeout=120)[1]
+    assert step.returncode == 0, told
+    assert [told.count(f"node 0 | line {number}") for number in (1, 2, 3)] == [1, 1, 1]
+    assert told.count("is there already: attached to it") == 2
+    assert json.loads((workspace / "train.json").read_text())["metrics"]["steps"] == 6
+    assert (workspace / "model" / "config.json").exists()
+    assert api.created("trainjobs") == 1
+    trainer.collect()
+    assert not trainer.has_job()
+    assert not api.all("pods", NAMESPACE)
+    sent = json.dumps(api.bodies)
+    assert TOKEN not in sent
+
+
+def test_a_complete_job_without_a_model_is_an_error_and_goes(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    trainer = Trainer(api, manifest.name(job[1]))
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.train, *job, PACE)
+        trainer.submitted()
+        trainer.make()
+        train_to(job[0].checkpoints, steps=2, rows=16)
+        trainer.complete()
+        with pytest.raises(StepError, match="saved no model"):
+            step.result(60)
+    trainer.collect()
+    assert not trainer.has_job()
+
+
+def test_a_job_that_may_not_be_deleted_is_told_with_the_command_that_does(
+    api: KubernetesServer, job: tuple[Job, Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(api, manifest.name(job[1]))
+    api.forbidden.add(("delete", "trainjobs"))
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.train, *job, PACE)
+        trainer.submitted()
+        trainer.make()
+        train_to(job[0].checkpoints, steps=2, rows=16)
+        job[0].model.mkdir()
+        trainer.complete()
+        points = step.result(60)
+    assert [point.loss for point in points] == [1.0, 0.5]
+    assert len(job[0].curve.read_text().splitlines()) == 2
+    assert f"kubectl delete trainjob {trainer.name} -n team" in caplog.text
+
+
+def test_results_that_are_in_hand_need_no_job(api: KubernetesServer, job: tuple[Job, Run]) -> None:
+    train_to(job[0].checkpoints, steps=2, rows=16)
+    job[0].model.mkdir()
+    assert len(trainjob.train(*job, PACE)) == 2
+    assert not api.created("trainjobs")
