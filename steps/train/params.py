@@ -106,4 +106,4 @@ class TrainParams(StepParams):
     """Path of a Jinja chat template; empty takes the tokenizer's."""
     checkpoint_minutes: Further[Operational[NonNegativeInt]] = 60
     """Minutes between checkpoints of the full state, beside those of the epochs: about what a killed
-    run loses; 0 for epochs only. On GPUs there are those of the epochs alone."""
+    run loses; 0 for epochs only."""
