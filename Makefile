@@ -48,8 +48,10 @@ manifests: $(VENV)/dev ## Render manifests/ anew from sft.yaml
 bench: $(VENV)/dev ## Measure against named baselines, as ratios in one run
 	$(PY) -m benchmarks
 
-gpu-check: $(VENV)/dev ## Run the tests that need a CUDA device
-	$(PY) -m pytest -m gpu
+# With PYTHON= nothing is installed: that interpreter, and what PYTHONPATH names, serve as they are.
+GPU_PY := $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON),$(PY))
+gpu-check: $(if $(filter $(PY),$(GPU_PY)),$(VENV)/dev) ## Check training on a CUDA GPU; PYTHON= names an interpreter with torch
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(GPU_PY) -m benchmarks.gpu
 
 images: $(IMAGES) ## Build the steps' images; images/README.md says with what settings
 

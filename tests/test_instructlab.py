@@ -1,6 +1,7 @@
 """Training on GPUs by instructlab-training: what its worker is told, and what it leaves behind."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from steps.errors import ConfigError, DataError, StepError
+from steps.errors import ConfigError, DataError, StepError, Terminated, VolumeError
 from steps.tokens import ChatTokenizer
-from steps.train import instructlab
+from steps.train import instructlab, rank
 from steps.train.backend import Job
+from steps.train.node import Node
 from steps.train.params import TrainParams
 from steps.train.tokenize import write_tokens
 from tests.test_training_cpu import write_chats
@@ -50,8 +52,10 @@ def test_every_parameter_reaches_the_librarys_worker(tmp_path: Path) -> None:
     )
     make_model(job.base)
     write_tokens(write_chats(tmp_path / "chats.jsonl"), job.tokens, ChatTokenizer.load(job.base))
+    job.write(job.file)
     words = instructlab.command(job, base=job.base, processes=1, flash_attention=False)
-    started = subprocess.run(words, capture_output=True, text=True)
+    environment = {**os.environ, rank.FOLDER: str(tmp_path)}
+    started = subprocess.run(words, capture_output=True, text=True, env=environment)
     told = json.loads((job.checkpoints / METRICS).read_text().splitlines()[0])
     assert "unrecognized arguments" not in started.stderr
     expected = {
@@ -65,29 +69,82 @@ def test_every_parameter_reaches_the_librarys_worker(tmp_path: Path) -> None:
         "learning_rate": 2e-4,
         "lr_scheduler": "linear",
         "num_warmup_steps": 5,
-        "save_samples": 64,
+        "save_samples": 0,
         "seed": 7,
         "distributed_training_framework": "fsdp",
         "fsdp_sharding_strategy": "SHARD_GRAD_OP",
-        "checkpoint_at_epoch": True,
-        "accelerate_full_state_at_epoch": True,
-        "keep_last_checkpoint_only": False,
+        "checkpoint_at_epoch": False,
         "disable_flash_attn": True,
     }
     assert {name: told[name] for name in expected} == expected
 
 
-def test_only_the_last_model_is_kept_where_no_epoch_or_sample_is_asked_for(tmp_path: Path) -> None:
-    job = job_in(tmp_path, save_epoch=False)
-    words = instructlab.command(job, base=job.base, processes=4, flash_attention=True)
-    assert "--keep_last_checkpoint_only" in words
+def test_what_to_keep_reaches_every_process_by_the_jobs_file_and_secrets_do_not(
+    tmp_path: Path,
+) -> None:
+    job = job_in(
+        tmp_path,
+        save_epoch=False,
+        save_samples=300,
+        save_full_state=True,
+        checkpoint_minutes=5,
+        hf_token="hf_hidden",
+        env_vars="WANDB_API_KEY=hidden",
+    )
+    job.write(job.file)
+    assert "hidden" not in job.file.read_text()
+    read = Job.read(job.file)
+    kept = ("save_epoch", "save_samples", "save_full_state", "checkpoint_minutes")
+    assert [getattr(read.params, name) for name in kept] == [False, 300, True, 5]
+    assert (read.base, read.tokens, read.curve) == (job.base, job.tokens, job.curve)
+    job.file.write_text("{}")
+    with pytest.raises(ConfigError, match=r"job\.json: not a job of this version"):
+        Job.read(job.file)
+
+
+def test_a_node_of_several_is_told_where_the_others_are(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    words = instructlab.command(
+        job,
+        base=job.base,
+        processes=8,
+        flash_attention=True,
+        node=Node(count=4, rank=2, address="job-node-0-0.job", port=29501),
+    )
     assert "--disable_flash_attn" not in words
-    assert "--nproc-per-node=4" in words
+    assert {
+        "--nnodes=4",
+        "--node-rank=2",
+        "--master-addr=job-node-0-0.job",
+        "--master-port=29501",
+        "--nproc-per-node=8",
+    } < set(words)
+    assert "--standalone" not in words
 
 
-@pytest.mark.parametrize(("asked", "given"), [(0, 0), (1, 128), (128, 128), (300, 384)])
-def test_samples_between_checkpoints_are_whole_batches(asked: int, given: int) -> None:
-    assert instructlab.save_samples(asked, 128) == given
+@pytest.mark.parametrize(
+    ("by_runtime", "asked", "gpus", "started"),
+    [("auto", "auto", 8, 8), ("4", "auto", 8, 4), ("auto", "2", 8, 2), ("2", "2", 8, 2)],
+)
+def test_there_is_a_process_a_gpu_where_nothing_else_is_asked_for(
+    by_runtime: str, asked: str, gpus: int, started: int
+) -> None:
+    assert instructlab._processes(by_runtime, asked, gpus) == started
+
+
+@pytest.mark.parametrize(
+    ("by_runtime", "asked", "gpus", "message"),
+    [
+        ("4", "auto", 1, "4 processes.*1 GPUs"),
+        ("auto", "auto", 0, "0 GPUs"),
+        ("4", "2", 8, "--num-procs is 2"),
+    ],
+)
+def test_processes_that_the_gpus_do_not_allow_are_refused(
+    by_runtime: str, asked: str, gpus: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        instructlab._processes(by_runtime, asked, gpus)
 
 
 def test_a_given_chat_template_reaches_the_worker_with_the_base_models_weights(
@@ -104,7 +161,7 @@ def test_a_given_chat_template_reaches_the_worker_with_the_base_models_weights(
         chat_template=CHATML,
     )
     before = {path.name: path.read_bytes() for path in base.iterdir()}
-    view = instructlab._with_template(job)
+    view = instructlab._with_template(job, tmp_path / "view")
     assert (view / "chat_template.jinja").read_text() == CHATML
     assert (view / "model.safetensors").read_bytes() == before["model.safetensors"]
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
@@ -139,6 +196,7 @@ def test_the_curve_counts_a_restarts_steps_once_and_skips_what_was_cut_off(tmp_p
     ]
     (job.checkpoints / METRICS).write_text("\n".join(lines) + "\n")
     points = instructlab.curve(job)
+    assert instructlab.latest(job) == points[-1]
     assert [(point.step, point.loss) for point in points] == [
         (1, 3.0),
         (2, 2.5),
@@ -151,25 +209,55 @@ def test_the_curve_counts_a_restarts_steps_once_and_skips_what_was_cut_off(tmp_p
 
 # A worker in place of torchrun's: a process that leaves what it is told to leave.
 WORKER = """
-import pathlib, sys
-_, path, code, leave, say = sys.argv
+import os, pathlib, sys
+_, path, code, leave, say, end = sys.argv
 pathlib.Path(path).write_text(leave)
+if end:
+    pathlib.Path(os.environ["SFT_NODE_FOLDER"], "end-0.json").write_text(end)
 print("loading"); print(say)
 sys.exit(int(code))
 """
 
 
-def run_worker(job: Job, code: int, leave: str = "", say: str = "done") -> None:
-    words = [sys.executable, "-c", WORKER, str(job.checkpoints / METRICS), str(code), leave, say]
-    instructlab._run(words, job)
+def run_worker(job: Job, status: int, leave: str = "", say: str = "done", **end: Any) -> None:
+    words = [sys.executable, "-c", WORKER, str(job.checkpoints / METRICS), str(status), leave, say]
+    scratch = job.checkpoints / "scratch"
+    scratch.mkdir()
+    instructlab._run([*words, json.dumps(end) if end else ""], job, scratch)
 
 
-def test_a_worker_that_fails_shows_its_last_lines(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("say", "end", "kind", "message"),
+    [
+        ("NCCL went away", {}, StepError, "ended with 3:\n  loading\n  NCCL went away"),
+        ("Signal 9\n exitcode  : -9 (pid: 7)", {}, ConfigError, "raise --memory"),
+        ("Watchdog caught collective operation timeout", {}, StepError, "has stopped answering"),
+        ("", {"code": 78, "message": "lower --tokens"}, ConfigError, "^lower --tokens$"),
+        ("", {"code": 65, "message": "training diverged"}, DataError, "^training diverged$"),
+        ("", {"code": 74, "message": "enlarge the volume"}, VolumeError, "^enlarge the volume$"),
+        (
+            "",
+            {"code": 1, "message": "KeyError: 'x'"},
+            StepError,
+            "failed: KeyError: 'x'\n  loading",
+        ),
+    ],
+)
+def test_a_worker_that_fails_tells_why_or_shows_its_last_lines(
+    tmp_path: Path, say: str, end: dict[str, Any], kind: type[StepError], message: str
+) -> None:
     job = job_in(tmp_path)
-    with pytest.raises(StepError, match="ended with 3:\n  loading\n  NCCL went away"):
-        run_worker(job, 3, say="NCCL went away")
-    with pytest.raises(ConfigError, match="lower --tokens"):
-        run_worker(job, 1, say="torch.OutOfMemoryError: CUDA out of memory")
+    if end:
+        end["time"] = 1.0
+    with pytest.raises(StepError, match=message) as raised:
+        run_worker(job, 3, "", say, **end)
+    assert type(raised.value) is kind
+
+
+def test_a_worker_that_ends_well_before_the_last_step_was_stopped(tmp_path: Path) -> None:
+    job = job_in(tmp_path, train_batch=16)
+    with pytest.raises(Terminated):
+        run_worker(job, 0, step=2)
 
 
 @pytest.mark.parametrize(
@@ -178,35 +266,13 @@ def test_a_worker_that_fails_shows_its_last_lines(tmp_path: Path) -> None:
         ("", StepError, "without a single step"),
         (metric(16, 3.0), StepError, "stopped after step 1 of 3"),
         (metric(16, float("nan")), DataError, "diverged at step 1"),
+        (metric(40, 1.0), StepError, "saved no model"),
     ],
 )
 def test_a_worker_that_says_success_without_it_is_not_believed(
     tmp_path: Path, leave: str, kind: type[StepError], message: str
 ) -> None:
     job = job_in(tmp_path, train_batch=16)
-    run_worker(job, 0, leave)
+    run_worker(job, 0, leave, step=job.steps)
     with pytest.raises(kind, match=message):
-        instructlab._check(job, instructlab.curve(job))
-
-
-def test_the_newest_model_is_picked_by_its_samples_and_linked_not_copied(tmp_path: Path) -> None:
-    job = job_in(tmp_path)
-    for samples in (1000, 200):
-        folder = job.checkpoints / "hf_format" / f"samples_{samples}"
-        folder.mkdir(parents=True)
-        (folder / "model.safetensors").write_text(str(samples))
-    newest = instructlab._newest(job.checkpoints)
-    instructlab._link(newest, job.checkpoints / "model")
-    model = job.checkpoints / "model" / "model.safetensors"
-    assert model.read_text() == "1000"
-    assert model.stat().st_nlink == 2
-
-
-def test_partial_states_and_foreign_entries_do_not_stand_in_a_resumes_way(tmp_path: Path) -> None:
-    job = job_in(tmp_path)
-    states = job.checkpoints / "full_state"
-    for name in ("epoch_0", "epoch_1", "lost+found", ".snapshot"):
-        (states / name).mkdir(parents=True)
-    (states / "epoch_0" / "training_metadata.json").write_bytes(b"PK")
-    instructlab._remove_partial_states(job.checkpoints)
-    assert [path.name for path in states.iterdir()] == ["epoch_0"]
+        instructlab.results(job)

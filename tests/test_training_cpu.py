@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,23 @@ def test_the_token_budget_splits_the_work_and_not_the_result(
     wide = losses(job_in(tmp_path / "wide", base, tokens, epochs=1))
     narrow = losses(job_in(tmp_path / "narrow", base, tokens, epochs=1, tokens=60))
     assert narrow == pytest.approx(wide, abs=1e-4)
+
+
+def test_the_held_out_loss_joins_the_curve_after_each_epoch_where_it_costs_little(
+    tmp_path: Path, base: Path, tokens: Path
+) -> None:
+    few = tmp_path / "few.jsonl"
+    lines = tokens.read_text().splitlines()
+    rows = sorted(map(json.loads, lines), key=lambda row: len(row["input_ids"]))[:5]
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = replace(job_in(tmp_path / "out", base, tokens, save_epoch=False), held_out=few)
+    points = cpu.train(job)
+    assert [point.step for point in points if point.heldout is not None] == [5, 10]
+    assert points[-1].heldout == pytest.approx(plain_loss(job.model, rows), abs=1e-5)
+    assert json.loads(job.curve.read_text().splitlines()[-1])["heldout"] == points[-1].heldout
+
+    many = replace(job_in(tmp_path / "many", base, tokens, epochs=1), held_out=tokens)
+    assert all(point.heldout is None for point in cpu.train(many))
 
 
 def test_epochs_and_batches_that_do_not_divide_the_rows_train_every_row(

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 # Beyond this a longer sequence is no faster on a CPU: its activations leave the caches.
 _TOKENS_A_PASS = 2048
 
+# Of an epoch's tokens. A held-out one costs a third of one that is learnt from.
+_HELD_OUT_SHARE = 0.25
+
 # The optimizer of instructlab-training 0.16 (its `TrainingArgs` and accelerator), so that a CPU
 # run foretells a GPU run.
 _BETAS, _EPSILON, _WEIGHT_DECAY, _CLIP = (0.9, 0.95), 1e-8, 0.0, 1.0
@@ -54,6 +57,7 @@ def train(job: Job) -> list[Point]:
     )
     set_seed(job.params.seed)
     rows = _load(job.tokens)
+    held_out = _held_out(job, rows)
     model, packed = _model(job, max(len(ids) for ids, _ in rows))
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -94,12 +98,14 @@ def train(job: Job) -> list[Point]:
                     "lower --learning-rate or raise --lr-warmup"
                 )
             seconds = time.perf_counter() - begun
+            ends_epoch = step % job.steps_an_epoch == 0
             point = Point(
                 step=step,
                 epoch=round(step / job.steps_an_epoch, 4),
                 loss=loss,
                 lr=lr,
                 tokens_per_second=round(tokens / seconds, 1),
+                heldout=_loss(model, held_out, budget) if held_out and ends_epoch else None,
             )
             points.append(point)
             curve.write(point.line())
@@ -124,6 +130,18 @@ def _load(tokens: Path) -> list[tuple["torch.Tensor", "torch.Tensor"]]:
             row = orjson.loads(line)
             rows.append((torch.tensor(row["input_ids"]), torch.tensor(row["labels"])))
     return rows
+
+
+def _held_out(
+    job: Job, rows: list[tuple["torch.Tensor", "torch.Tensor"]]
+) -> list[tuple["torch.Tensor", "torch.Tensor"]]:
+    """The held-out rows that are no longer than those to learn from; none where they cost much."""
+    if job.held_out is None:
+        return []
+    most = max(len(ids) for ids, _ in rows)
+    found = [row for row in _load(job.held_out) if len(row[0]) <= most and _trained([row])]
+    tokens, learnt = (sum(len(ids) for ids, _ in part) for part in (found, rows))
+    return found if tokens <= _HELD_OUT_SHARE * learnt else []
 
 
 def _model(job: Job, longest: int) -> tuple[Any, bool]:
@@ -224,22 +242,42 @@ def _step(
     budget: int,
 ) -> tuple[float, int]:
     """Gradients of one optimizer step; its loss per trained token, and its tokens in all."""
-    import torch
-
-    trained = sum(int((labels[1:] != MASKED).sum()) for _, labels in batch)
+    trained = _trained(batch)
     total = 0.0
     for part in _passes(batch, budget):
-        _Lengths.now = tuple(len(ids) for ids, _ in part)
-        ids = torch.cat([ids for ids, _ in part])
-        places = torch.cat([torch.arange(length) for length in _Lengths.now])
-        # A position's target is the next label of its own row; the last one's is none.
-        targets = torch.cat([torch.cat([labels[1:], torch.tensor([MASKED])]) for _, labels in part])
-        learnt = (targets != MASKED).nonzero().squeeze(1)
-        logits = _logits(model, ids, places, learnt)
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets[learnt], reduction="sum")
+        loss = _summed(model, part)
         accelerator.backward(loss / trained)
         total += float(loss.detach())
     return total / trained, sum(len(ids) for ids, _ in batch)
+
+
+def _loss(model: Any, rows: list[tuple["torch.Tensor", "torch.Tensor"]], budget: int) -> float:
+    """Loss per trained token of rows that are not learnt from."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        total = sum(float(_summed(model, part)) for part in _passes(rows, budget))
+    model.train()
+    return total / _trained(rows)
+
+
+def _trained(rows: list[tuple["torch.Tensor", "torch.Tensor"]]) -> int:
+    return sum(int((labels[1:] != MASKED).sum()) for _, labels in rows)
+
+
+def _summed(model: Any, part: list[tuple["torch.Tensor", "torch.Tensor"]]) -> "torch.Tensor":
+    """Loss of the part's trained tokens, summed."""
+    import torch
+
+    _Lengths.now = tuple(len(ids) for ids, _ in part)
+    ids = torch.cat([ids for ids, _ in part])
+    places = torch.cat([torch.arange(length) for length in _Lengths.now])
+    # A position's target is the next label of its own row; the last one's is none.
+    targets = torch.cat([torch.cat([labels[1:], torch.tensor([MASKED])]) for _, labels in part])
+    learnt = (targets != MASKED).nonzero().squeeze(1)
+    logits = _logits(model, ids, places, learnt)
+    return torch.nn.functional.cross_entropy(logits.float(), targets[learnt], reduction="sum")
 
 
 def _logits(

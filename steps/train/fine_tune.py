@@ -72,6 +72,7 @@ def _train(params: TrainParams, run: Run) -> Trained:
         checkpoints=workspace.checkpoints,
         curve=workspace.curve,
         chat_template=tokenizer.template.source if template else None,
+        held_out=workspace.eval_tokens,
     )
     _tell_schedule(job)
     job.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def _train(params: TrainParams, run: Run) -> Trained:
     }
     trained = time.monotonic()
     publish(
-        workspace.checkpoints / "model",
+        job.model,
         workspace.model,
         base=base,
         chat_template=tokenizer.template.source,
@@ -166,8 +167,8 @@ def _clean(params: TrainParams, run: Run) -> None:
     for entry in run.workspace.checkpoints.iterdir():
         if entry.name in ("fingerprint", "finished.json"):
             continue
-        is_state = entry.name.startswith(("state-", "full_state"))
-        is_model = entry.name.startswith(("epoch-", "samples-", "hf_format"))
+        is_state = entry.name.startswith("state-")
+        is_model = entry.name.startswith(("epoch-", "samples-"))
         if (is_state and params.save_full_state) or is_model:
             continue
         if entry.is_dir():

@@ -30,7 +30,8 @@ from steps.train.node import Node
 
 log = logging.getLogger(__name__)
 
-_METRICS = "training_params_and_metrics_global0.jsonl"
+METRICS = "training_params_and_metrics_global0.jsonl"
+"""The library's file of a line a step, in `checkpoints/`."""
 _LINES_SHOWN = 20
 _BYTES_OF_LAST_LINES = 1 << 16
 _SECONDS_TO_SAVE = 600
@@ -148,7 +149,7 @@ def _meeting(node: Node) -> list[str]:
 
 def curve(job: Job) -> list[Point]:
     """The loss curve from the worker's metrics; steps that a later attempt took again count once."""
-    path = job.checkpoints / _METRICS
+    path = job.checkpoints / METRICS
     if not path.exists():
         return []
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -158,7 +159,7 @@ def curve(job: Job) -> list[Point]:
 def latest(job: Job) -> Point | None:
     """The last step of the curve, from the end of the file alone."""
     try:
-        with (job.checkpoints / _METRICS).open("rb") as file:
+        with (job.checkpoints / METRICS).open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _BYTES_OF_LAST_LINES, 0))
             points = _points(job, file.read().decode("utf-8", "replace").splitlines())
     except FileNotFoundError:

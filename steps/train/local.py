@@ -17,7 +17,7 @@ def refusals(params: TrainParams) -> list[str]:
         f"{flag(name)} needs a cluster: leave it at its default here"
         for name in required_on_cluster_only(params)
     ]
-    return refused + (_on_gpus(params) if has_gpu() else _on_cpu(params))
+    return refused if has_gpu() else refused + _on_cpu(params)
 
 
 def train(job: Job, run: Run) -> list[Point]:  # noqa: ARG001
@@ -36,16 +36,6 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _on_gpus(params: TrainParams) -> list[str]:
-    default = type(params).model_fields["checkpoint_minutes"].default
-    if params.checkpoint_minutes in (0, default):
-        return []
-    return [
-        "--checkpoint-minutes has no effect on GPUs: the full state is kept at the end of each "
-        "epoch; leave it out"
-    ]
 
 
 def _on_cpu(params: TrainParams) -> list[str]:

@@ -170,7 +170,7 @@ class TrainParams(StepParams):
     """Path of a Jinja chat template; empty takes the tokenizer's."""
     checkpoint_minutes: Further[Operational[NonNegativeInt]] = 60
     """Minutes between checkpoints of the full state, beside those of the epochs: about what a killed
-    run loses; 0 for epochs only. On GPUs there are those of the epochs alone."""
+    run loses; 0 for epochs only."""
     trainer_api: Further[Cluster[Literal["auto", "v2.1", "v2.2"]]] = "auto"
     """Shape of the TrainJob: Kubeflow Trainer 2.1 (OpenShift AI 3), or 2.2 and later; auto asks the cluster."""
     queue: Further[Cluster[str]] = Field(default="", pattern=LABEL_VALUE)
