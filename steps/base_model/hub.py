@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from steps import files
 from steps.base_model.folder import Folder
-from steps.base_model.model import ModelSource, examine
+from steps.base_model.model import Examined, ModelSource, examine
 from steps.errors import DataError, StepError, TransientError, UsageError
 from steps.hub_errors import SECRET, first_line, passing, refusal, retry_after
 from steps.progress import progress
@@ -59,7 +59,7 @@ class HubModel:
         """The model at a commit."""
         return replace(self, revision=revision)
 
-    def check(self) -> Path:
+    def check(self) -> Examined:
         """See Source. Config and tokenizer are fetched to a folder that ends with this process."""
         if self._is_here():
             return Folder(
@@ -74,7 +74,8 @@ class HubModel:
             for file in _wanted(information):
                 if _READ_FIRST.fullmatch(file.rfilename):
                     apart._file(file, str(information.sha))
-            return apart._snapshot(str(information.sha))
+            commit = str(information.sha)
+            return Examined(apart._snapshot(commit), self._snapshot(commit))
 
     def fetch(self) -> ModelSource:
         """See Source. A commit that is whole in the cache is not asked for again."""

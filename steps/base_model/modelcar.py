@@ -18,7 +18,7 @@ from pathlib import Path
 from steps import files
 from steps.base_model import skopeo
 from steps.base_model.folder import Folder
-from steps.base_model.model import ModelSource
+from steps.base_model.model import Examined, ModelSource
 from steps.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Modelcar:
         """The image of that digest."""
         return replace(self, digest=revision)
 
-    def check(self) -> Path | None:
+    def check(self) -> Examined | None:
         """See Source. Only an image in the cache can be looked into."""
         digest = skopeo.manifest_digest(self._image(self.digest), self.pull_secret)
         folder = self._folder(digest)

@@ -1,4 +1,4 @@
-"""What the two ways to train share: what goes in, what comes out, and the loss curve between."""
+"""What the ways to train share: what goes in and where, what comes out, the loss curve between."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +32,27 @@ class Job:
     def steps(self) -> int:
         """Optimizer steps in all."""
         return self.steps_an_epoch * self.params.epochs
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a training runs on, as far as it is known before it begins."""
+
+    pods: int
+    processes: int
+    """In a pod; one a GPU where there are GPUs."""
+    has_gpus: bool
+    gpu_memory: int | None
+    """Bytes of the smallest GPU; None where only the cluster knows."""
+    memory: int | None
+    """Bytes of host memory of a pod."""
+    shm: int | None
+    """Bytes of a pod's `/dev/shm`."""
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.pods * self.processes
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,15 +40,8 @@ def train(job: Job) -> list[Point]:
     Goes on from the newest full state in `checkpoints/`. Raises ConfigError when memory ran out,
     DataError when the loss is no longer a number, StepError with the worker's last lines else.
     """
-    import torch
-
     _remove_partial_states(job.checkpoints)
-    words = command(
-        job,
-        base=_with_template(job),
-        processes=_processes(job.params.num_procs, torch.cuda.device_count()),
-        flash_attention=_has_flash_attention(torch.cuda.get_device_capability()),
-    )
+    words = _command_here(job, _with_template(job))
     if job.params.checkpoint_minutes:
         log.info(
             "on GPUs the full state is kept at the end of each epoch; checkpoint_minutes counts for nothing"
@@ -59,6 +53,22 @@ def train(job: Job) -> list[Point]:
     files.write(job.curve, "".join(json.dumps(vars(point)) + "\n" for point in points))
     _link(_newest(job.checkpoints), job.checkpoints / "model")
     return points
+
+
+def describe(job: Job) -> str:
+    """The command that `train` would start here, as a line for a shell."""
+    return shlex.join(_command_here(job, _view(job) if job.chat_template else job.base)) + "\n"
+
+
+def _command_here(job: Job, base: Path) -> list[str]:
+    import torch
+
+    return command(
+        job,
+        base=base,
+        processes=processes(job.params.num_procs, torch.cuda.device_count()),
+        flash_attention=_has_flash_attention(torch.cuda.get_device_capability()),
+    )
 
 
 def command(job: Job, *, base: Path, processes: int, flash_attention: bool) -> list[str]:
@@ -241,7 +251,7 @@ def _with_template(job: Job) -> Path:
         return job.base
     from transformers import AutoTokenizer
 
-    view = job.checkpoints / "base"
+    view = _view(job)
     with files.atomic_folder(view) as folder:
         for pattern in ("config.json", "generation_config.json", "*.safetensors*", "*.bin*"):
             for file in job.base.glob(pattern):
@@ -250,6 +260,10 @@ def _with_template(job: Job) -> Path:
         tokenizer.chat_template = job.chat_template
         tokenizer.save_pretrained(folder)
     return view
+
+
+def _view(job: Job) -> Path:
+    return job.checkpoints / "base"
 
 
 def _remove_partial_states(checkpoints: Path) -> None:
@@ -265,7 +279,8 @@ def _entries(folder: Path) -> Iterator[Path]:
     return folder.iterdir() if folder.is_dir() else iter(())
 
 
-def _processes(asked: str, gpus: int) -> int:
+def processes(asked: str, gpus: int) -> int:
+    """How many processes `--num-procs` asks for; ConfigError where there are fewer GPUs."""
     if asked == "auto":
         return gpus
     if int(asked) > gpus:

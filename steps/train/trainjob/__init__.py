@@ -3,6 +3,9 @@
 from steps.entrypoint import Run
 from steps.train.backend import Job, Point
 from steps.train.params import TrainParams
+from steps.train.trainjob.plan import describe, place
+
+__all__ = ["describe", "place", "refusals", "train"]
 
 
 def refusals(params: TrainParams) -> list[str]:  # noqa: ARG001
