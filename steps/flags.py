@@ -112,7 +112,13 @@ def as_text(value: Any) -> str:
         return value.get_secret_value()
     if isinstance(value, bool | float):
         return str(value)
-    return json.dumps(value)
+    return json.dumps(value, default=_fields)
+
+
+def _fields(value: Any) -> Any:
+    if not isinstance(value, BaseModel):
+        raise TypeError(f"{value!r} is not JSON")
+    return value.model_dump(mode="json")
 
 
 def from_text(text: str, field: FieldInfo) -> Any:

@@ -127,12 +127,16 @@ class Bound(Declared):
     """Name of the run. Default: the workspace's last part."""
     run_uid: str = ""
     """Unique ID of the run at its engine."""
+    namespace: str = ""
+    """Namespace of the run, where its TrainJob is made. Default: the pod's, or the kubeconfig's."""
     volume_claim: str = ""
     """Claim that holds the workspace; gives the model an address that can be served."""
     volume_path: str = ""
     """Path of the workspace inside that claim."""
     worker_image: str = ""
     """Image of the training workers of a TrainJob."""
+    worker_pod: dict[str, Any] = {}
+    """What their pods have as the engine's own do, as JSON: pull secrets, proxy, user ..."""
 
 
 def marked(field: FieldInfo, marker: Marker) -> bool:

@@ -2,8 +2,8 @@
 
 They are no part of the project: the environment variable SFT_SCHEMAS names a folder that has
 argo/v3.7.18/schema.json, argo/v4.1.2/schema.json and argo/v4.1.2/full/*.yaml (api/jsonschema and
-manifests/base/crds/full of argo-workflows at those tags) and argo-events/schema.json (api/jsonschema
-of argo-events).
+manifests/base/crds/full of argo-workflows at those tags), argo-events/schema.json (api/jsonschema
+of argo-events) and trainer/kubeflow-trainer-<tag>/*.yaml (manifests/base/crds of kubeflow/trainer).
 """
 
 import json
@@ -32,6 +32,8 @@ KUBERNETES = {
     "Namespace": "io.k8s.api.core.v1.Namespace",
 }
 """Definitions of Kubernetes' own kinds inside the schema of Argo Events."""
+TRAINERS = ("v2.1.0", "v2.2.1", "v2.3.0")
+TRAINER_KINDS = ("TrainJob", "ClusterTrainingRuntime")
 
 
 @cache
@@ -45,6 +47,8 @@ def folder() -> Path:
 def faults(each: Mapping[str, Any], version: str) -> list[str]:
     """What the schema of Argo `version` (`v3.7.18`, `v4.1.2`, or `crd`) has against the object."""
     kind = each["kind"]
+    if kind in TRAINER_KINDS:
+        return [fault for tag in TRAINERS for fault in trainer_faults(each, tag)]
     if kind in EVENT_KINDS or kind in KUBERNETES:
         name = KUBERNETES.get(kind, f"{EVENTS}.{kind}")
         validator = _defined("argo-events/schema.json", name)
@@ -52,6 +56,24 @@ def faults(each: Mapping[str, Any], version: str) -> list[str]:
         validator = _crd(kind)
     else:
         validator = _defined(f"argo/{version}/schema.json", f"{WORKFLOWS}.{kind}")
+    return _told(validator, each)
+
+
+def trainer_faults(each: Mapping[str, Any], tag: str) -> list[str]:
+    """What the CRD of Kubeflow Trainer at that tag has against the object."""
+    return _told(Draft202012Validator(_closed(trainer_schema(each["kind"], tag))), each)
+
+
+@cache
+def trainer_schema(kind: str, tag: str) -> dict[str, Any]:
+    """The structural schema of that CRD, as the API server has it."""
+    path = f"trainer/kubeflow-trainer-{tag}/trainer.kubeflow.org_{kind.lower()}s.yaml"
+    crd = yaml.load((folder() / path).read_text(), Loader=yaml.CSafeLoader)
+    found: dict[str, Any] = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return found
+
+
+def _told(validator: Draft202012Validator, each: Mapping[str, Any]) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(each)]
 
 

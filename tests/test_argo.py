@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from steps.params import is_secret
+from steps.train.params import WorkerPod
 from tests.argo_controller import ArgoError, Controller, Outcome, again
 from tests.cluster_settings import CLUSTERS, cluster
 from tests.servers.model_registry import ModelRegistryServer
@@ -154,10 +155,17 @@ CLUSTER_ONLY = {
     "phase_02_train_man_workers",
     "phase_02_train_opt_annotations",
     "phase_02_train_opt_cluster_auth",
+    "phase_02_train_opt_deadline",
     "phase_02_train_opt_fsdp_sharding",
+    "phase_02_train_opt_gpu_resource",
     "phase_02_train_opt_labels",
+    "phase_02_train_opt_node_selector",
     "phase_02_train_opt_num_procs",
+    "phase_02_train_opt_queue",
     "phase_02_train_opt_runtime",
+    "phase_02_train_opt_shm_size",
+    "phase_02_train_opt_tolerations",
+    "phase_02_train_opt_trainer_api",
     "phase_02_train_opt_use_liger",
 }
 # The launcher is the settings' to say, for the shape of the pod follows it.
@@ -234,10 +242,17 @@ def test_parameters_that_only_a_cluster_can_serve_are_refused_by_name_and_not_re
         "phase_02_train_man_workers": "2",
         "phase_02_train_opt_annotations": "a=b",
         "phase_02_train_opt_cluster_auth": "kubeconfig",
+        "phase_02_train_opt_deadline": "1h",
         "phase_02_train_opt_fsdp_sharding": "NO_SHARD",
+        "phase_02_train_opt_gpu_resource": "amd.com/gpu",
         "phase_02_train_opt_labels": "a=b",
+        "phase_02_train_opt_node_selector": "a=b",
         "phase_02_train_opt_num_procs": "3",
+        "phase_02_train_opt_queue": "gpus",
         "phase_02_train_opt_runtime": "mine",
+        "phase_02_train_opt_shm_size": "1Gi",
+        "phase_02_train_opt_tolerations": '[{"key": "gpu"}]',
+        "phase_02_train_opt_trainer_api": "v2.1",
         "phase_02_train_opt_use_liger": "true",
     }
     outcome = Controller(template(), tmp_path).submit(given)
@@ -456,7 +471,7 @@ def test_the_token_is_hidden_from_containers_that_do_not_ask_the_api(name: str) 
         and place in [mount["mountPath"] for mount in each["container"]["volumeMounts"]]
     }
     ours = {each["name"] for each in templates(name).values() if "container" in each}
-    asks = {"train"} if name == "trainjob by the service account" else set()
+    asks = {"train", "stop-training"} if name == "trainjob by the service account" else set()
     assert ours - hidden == asks
 
 
@@ -471,7 +486,7 @@ def test_secrets_are_optional_keys_under_the_names_of_the_settings(name: str) ->
         }
         found = set()
         for each in container["env"]:
-            if "valueFrom" in each:
+            if "secretKeyRef" in each.get("valueFrom", {}):
                 reference = each["valueFrom"]["secretKeyRef"]
                 assert reference["optional"] is True
                 assert reference["key"] == each["name"]
@@ -515,6 +530,49 @@ def test_a_pod_that_only_submits_a_trainjob_has_no_gpu_and_no_shared_memory() ->
     assert "tolerations" not in templates("trainjob")["train"]
     shm = {each["name"]: each for each in template()["spec"]["volumes"]}["shm"]
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
+
+
+def test_a_step_that_submits_a_trainjob_knows_its_run_and_the_clusters_ca() -> None:
+    container = templates("trainjob")["train"]["container"]
+    words = dict(word.split("=", 1) for word in container["args"])
+    assert words["--namespace"] == "{{workflow.namespace}}"
+    assert words["--run-uid"] == "{{workflow.uid}}"
+    assert words["--worker-image"].startswith("sft-train:")
+    pod = WorkerPod.model_validate_json(words["--worker-pod"])
+    assert (pod.service_account, pod.user) == ("sft-train-worker", 10001)
+    env = {each["name"]: each for each in container["env"]}
+    assert env["POD_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    # Which keys `train-env` has is told, for the TrainJob to refer to; elsewhere they are used.
+    assert [each["prefix"] for each in container["envFrom"]] == ["TRAIN_ENV_"]
+    assert "prefix" not in templates("defaults")["train"]["container"]["envFrom"][0]
+    places = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+    volumes = {each["name"]: each for each in rendered("trainjob")["spec"]["volumes"]}
+    ca = volumes[places["/var/run/secrets/kubernetes.io/serviceaccount"]]
+    assert ca["configMap"] == {"name": "kube-root-ca.crt", "optional": True}
+    alone = templates("defaults")["train"]["container"]
+    assert "--worker-pod" not in " ".join(alone["args"])
+
+
+@pytest.mark.parametrize("name", ["trainjob", "trainjob by the service account"])
+def test_a_stopped_run_stops_its_trainjob_too(name: str) -> None:
+    assert rendered(name)["spec"]["hooks"]["exit"]["template"] == "end"
+    tasks = {each["name"]: each for each in templates(name)["end"]["dag"]["tasks"]}
+    assert set(tasks) == {"summary", "stop-training"}
+    assert not any("depends" in each for each in tasks.values())
+    assert tasks["stop-training"]["when"] == "'{{workflow.status}}' != 'Succeeded'"
+    stop, train = templates(name)["stop-training"], templates(name)["train"]
+    assert stop["serviceAccountName"] == train["serviceAccountName"]
+    # It must come to the name that the train step gave the TrainJob.
+    shared = {"--workspace", "--run-name", "--volume-claim", "--volume-path", "--namespace"}
+    words = [word for word in stop["container"]["args"] if word.split("=")[0] in shared]
+    assert len(words) == len(shared)
+    assert set(words) <= set(train["container"]["args"])
+    secrets = {
+        each["valueFrom"]["secretKeyRef"]["name"]
+        for each in stop["container"]["env"]
+        if "valueFrom" in each
+    }
+    assert secrets == {"kubernetes-credentials"}
 
 
 def test_gpu_pods_keep_the_labels_and_taints_that_hold_for_all_pods() -> None:

@@ -184,6 +184,62 @@ def test_roles_allow_no_more_than_is_needed() -> None:
             assert not {"secrets", "pods/exec", "roles", "rolebindings"} & set(said)
 
 
+def test_a_step_that_submits_a_trainjob_may_do_what_following_one_takes() -> None:
+    assert {
+        (group, resource): rule["verbs"]
+        for rule in roles("trainjob")["sft-train"][1:]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    } == {
+        ("trainer.kubeflow.org", "trainjobs"): ["create", "get", "list", "watch", "delete"],
+        ("trainer.kubeflow.org", "trainingruntimes"): ["list"],
+        ("", "pods"): ["get", "list"],
+        ("", "pods/log"): ["get"],
+        ("", "events"): ["list"],
+        ("jobset.x-k8s.io", "jobsets"): ["get", "list"],
+        ("kueue.x-k8s.io", "workloads"): ["get", "list"],
+    }
+    (role,) = (each for each in every("trainjob") if each["kind"] == "ClusterRole")
+    assert role["rules"] == [
+        {
+            "apiGroups": ["trainer.kubeflow.org"],
+            "resources": ["clustertrainingruntimes"],
+            "verbs": ["list"],
+        },
+        {
+            "apiGroups": ["apiextensions.k8s.io"],
+            "resources": ["customresourcedefinitions"],
+            "verbs": ["get"],
+            "resourceNames": ["trainjobs.trainer.kubeflow.org"],
+        },
+    ]
+    (worker,) = (
+        each
+        for each in every("trainjob")
+        if (each["kind"], each["metadata"]["name"]) == ("ServiceAccount", "sft-train-worker")
+    )
+    assert worker["automountServiceAccountToken"] is False
+    assert "sft-train-worker" not in roles("trainjob")
+
+
+@pytest.mark.parametrize("name", ["defaults", "openshift", "scheduling"])
+def test_the_runtime_of_trainjobs_ends_all_workers_with_the_first_that_fails(name: str) -> None:
+    (made,) = (each for each in every(name) if each["kind"] == "ClusterTrainingRuntime")
+    jobset = made["spec"]["template"]["spec"]
+    (node,) = jobset["replicatedJobs"]
+    job, pod = node["template"]["spec"], node["template"]["spec"]["template"]["spec"]
+    assert jobset["failurePolicy"] == {"maxRestarts": 0}
+    assert (job["backoffLimit"], pod["restartPolicy"]) == (0, "Never")
+    assert pod["terminationGracePeriodSeconds"] >= 300
+    assert "ttlSecondsAfterFinished" not in json.dumps(made)
+    (container,) = pod["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert "sft-train" in container["image"]
+    assert ("fsGroup" in pod["securityContext"]) is (name != "openshift")
+    assert made["spec"]["mlPolicy"] == {"numNodes": 1, "torch": {}}
+    assert "namespace" not in made["metadata"]
+
+
 def test_every_account_that_a_pod_names_is_there_with_a_binding_to_its_own_role() -> None:
     for name in CLUSTERS:
         objects = every(name)
@@ -199,6 +255,10 @@ def test_every_account_that_a_pod_names_is_there_with_a_binding_to_its_own_role(
             if each["kind"] == "RoleBinding":
                 assert each["roleRef"]["name"] == each["metadata"]["name"]
                 assert [one["name"] for one in each["subjects"]] == [each["roleRef"]["name"]]
+        if name.startswith("trainjob"):  # its name goes to the train step, for the TrainJob's pods
+            (worker,) = accounts - named
+            assert worker == "sft-train-worker"
+            named.add(worker)
         assert named - {None} == accounts, name
 
 
@@ -212,6 +272,15 @@ def policies(name: str, **more: Any) -> dict[str, dict[str, Any]]:
         for each in objects
         if each["kind"] == "NetworkPolicy"
     }
+
+
+def test_workers_of_a_trainjob_reach_one_another_on_any_port() -> None:
+    worker = policies("trainjob")["sft-train-worker"]
+    pods = worker["podSelector"]
+    assert pods["matchLabels"]["app.kubernetes.io/component"] == "train-worker"
+    assert worker["ingress"] == [{"from": [{"podSelector": pods}]}]
+    assert {"to": [{"podSelector": pods}]} in worker["egress"]
+    assert "sft-train-worker" not in policies("defaults")
 
 
 def opened(policy: dict[str, Any]) -> set[int]:
@@ -310,7 +379,8 @@ def test_a_prefix_is_before_every_name_and_the_namespace_in_every_object() -> No
         if each["kind"] == "Namespace":
             assert name == "team-a"
             continue
-        assert each["metadata"]["namespace"] == "team-a"
+        if each["kind"] != "ClusterTrainingRuntime":  # of no namespace
+            assert each["metadata"]["namespace"] == "team-a"
         assert name.startswith("dev-") or (each["kind"], name) == ("EventBus", "default")
         for made in created(each):
             assert made["spec"]["workflowTemplateRef"]["name"] == "dev-sft-pipeline"
@@ -333,7 +403,7 @@ def test_parts_of_the_folder_are_printed_as_yaml_or_json(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--stdout", "--overlay=none"], "'none' is none of base, cluster, schedule"),
+        (["--stdout", "--overlay=none"], "'none' is none of base, cluster, trainer, schedule"),
         (["--stdout", "--overlay=events"], "--overlay events: the settings have no events"),
         (["--stdout", "-o", "xml"], "--output: 'xml' is neither yaml nor json"),
         (["--overlay=base"], "--overlay: only with --stdout"),

@@ -66,6 +66,13 @@ phase_02_train_opt_cluster_auth | str | secret
 phase_02_train_opt_runtime | str | training-hub
 phase_02_train_opt_chat_template | str | ""
 phase_02_train_opt_checkpoint_minutes | int | 60
+phase_02_train_opt_trainer_api | str | auto
+phase_02_train_opt_queue | str | ""
+phase_02_train_opt_gpu_resource | str | nvidia.com/gpu
+phase_02_train_opt_node_selector | str | ""
+phase_02_train_opt_tolerations | list | []
+phase_02_train_opt_shm_size | str | 16Gi
+phase_02_train_opt_deadline | str | ""
 phase_03_eval_opt_baseline | str | heldout
 phase_03_eval_opt_model | str | ""
 phase_03_eval_opt_hf_token | str | ""

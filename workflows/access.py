@@ -6,8 +6,9 @@ from workflows.objects import kubernetes_object
 from workflows.pipeline import Step
 from workflows.settings import Settings
 
-RUN, TRAIN, CLAIMS = "sft-run", "sft-train", "sft-claims"
-"""Service accounts: of all pods, of a train step that submits a TrainJob, of what makes claims."""
+RUN, TRAIN, WORKER, CLAIMS = "sft-run", "sft-train", "sft-train-worker", "sft-claims"
+"""Service accounts: of all pods, of a train step that submits a TrainJob, of that job's pods, of what
+makes claims."""
 
 _API = "rbac.authorization.k8s.io"
 
@@ -18,18 +19,32 @@ class Rule(NamedTuple):
     group: str
     resources: tuple[str, ...]
     verbs: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    """The only objects that it allows this with."""
 
 
 # https://argo-workflows.readthedocs.io/en/latest/workflow-rbac/
 _EXECUTOR = Rule("argoproj.io", ("workflowtaskresults",), ("create", "patch"))
 _TRAINER = (
     Rule("trainer.kubeflow.org", ("trainjobs",), ("create", "get", "list", "watch", "delete")),
-    Rule("trainer.kubeflow.org", ("trainingruntimes",), ("get", "list")),
-    Rule("", ("pods",), ("get", "list", "watch")),
+    Rule("trainer.kubeflow.org", ("trainingruntimes",), ("list",)),
+    Rule("", ("pods",), ("get", "list")),
     Rule("", ("pods/log",), ("get",)),
     Rule("", ("events",), ("list",)),
+    # What Trainer and Kueue made of the TrainJob: where one that does not start has stopped.
+    Rule("jobset.x-k8s.io", ("jobsets",), ("get", "list")),
+    Rule("kueue.x-k8s.io", ("workloads",), ("get", "list")),
 )
-_RUNTIMES = Rule("trainer.kubeflow.org", ("clustertrainingruntimes",), ("get", "list"))
+_RUNTIMES = (
+    Rule("trainer.kubeflow.org", ("clustertrainingruntimes",), ("list",)),
+    # Which shape of a TrainJob the cluster takes; without it, a dry run tells.
+    Rule(
+        "apiextensions.k8s.io",
+        ("customresourcedefinitions",),
+        ("get",),
+        ("trainjobs.trainer.kubeflow.org",),
+    ),
+)
 _CLAIMS = Rule("", ("persistentvolumeclaims",), ("get", "create", "patch"))
 
 
@@ -53,6 +68,11 @@ def accounts(settings: Settings) -> list[dict[str, Any]]:
     found = allowed(RUN, settings, _EXECUTOR)
     if settings.launcher == "trainjob":
         found += allowed(TRAIN, settings, _EXECUTOR, *_TRAINER)
+        found.append(
+            kubernetes_object(
+                "ServiceAccount", WORKER, settings, automountServiceAccountToken=False
+            )
+        )
     if settings.storage.per_run:
         found += allowed(CLAIMS, settings, _EXECUTOR, _CLAIMS)
     return found
@@ -64,7 +84,7 @@ def cluster_roles(settings: Settings) -> list[dict[str, Any]]:
         return []
     name = "sft-training-runtimes"
     return [
-        _role("ClusterRole", name, settings, _RUNTIMES),
+        _role("ClusterRole", name, settings, *_RUNTIMES),
         _binding("ClusterRole", name, TRAIN, settings),
     ]
 
@@ -90,6 +110,7 @@ def _role(kind: str, name: str, settings: Settings, *rules: Rule) -> dict[str, A
                 "apiGroups": [rule.group],
                 "resources": list(rule.resources),
                 "verbs": list(rule.verbs),
+                **({"resourceNames": list(rule.names)} if rule.names else {}),
             }
             for rule in rules
         ],

@@ -17,6 +17,7 @@ from hera.workflows import (
     EmptyDirVolume,
     Env,
     ExistingVolume,
+    FieldEnv,
     Gauge,
     Label,
     NoneArchiveStrategy,
@@ -33,11 +34,20 @@ from hera.workflows import models as m
 
 from steps import flags
 from steps.params import POD, choices, may_hold_secret, type_name
-from workflows import access, security, storage, values
+from steps.secrets import Secret
+from steps.train.params import (
+    KUBERNETES_CREDENTIALS,
+    TRAIN_ENV,
+    TRAIN_ENV_PREFIX,
+    CertificateMap,
+    Toleration,
+    WorkerPod,
+)
+from workflows import access, security, storage, training_runtime, values
 from workflows.documents import to_yaml
 from workflows.objects import labels
 from workflows.pipeline import SFT, SHAPING, Pipeline, Step, parameter_name
-from workflows.settings import Settings, Toleration, go_duration, seconds
+from workflows.settings import Settings, go_duration, seconds
 from workflows.storage import CLAIM
 
 VOLUME, OUTPUTS, CLAIMS = "/volume", "/outputs", "/claims"
@@ -46,6 +56,8 @@ REPORT = f"{VOLUME}/{RUN_FOLDER}/report.html"
 
 PIPELINE, SUMMARY = "pipeline", "summary"
 """Templates that are no step: the DAG and the exit handler."""
+END, STOP = "end", "stop-training"
+"""Where a step submits TrainJobs: the exit handler of two parts, and its second."""
 
 # 75 is the steps' own word for "try again"; -1, 137 and 143 are pods that were lost, evicted or
 # killed. What ran out of memory or past its deadline would do so again, and so would a pod that
@@ -72,7 +84,9 @@ def workflow_template(
         *([claim(settings)] if settings.storage.per_run else []),
         *(container(step, pipeline, settings) for step in pipeline.steps),
         summary(pipeline, settings),
+        *(stop(step, settings) for step in pipeline.steps if access.submits(step, settings)),
     ]
+    ends_training = any(access.submits(step, settings) for step in pipeline.steps)
     with kind(
         name=settings.named(pipeline.name),
         namespace=settings.namespace or None if kind is WorkflowTemplate else None,
@@ -81,7 +95,7 @@ def workflow_template(
         entrypoint=PIPELINE,
         arguments=parameters(settings, pipeline),
         templates=templates,
-        hooks={"exit": m.LifecycleHook(template=SUMMARY)},
+        hooks={"exit": m.LifecycleHook(template=END if ends_training else SUMMARY)},
         volumes=volumes(settings),
         service_account_name=settings.named(access.RUN),
         security_context=m.PodSecurityContext.model_validate(security.pod(settings)),
@@ -109,6 +123,10 @@ def workflow_template(
         ),
     ) as template:
         picture(pipeline, settings)
+        if ends_training:
+            with DAG(name=END):
+                Task(name=SUMMARY, template=SUMMARY)
+                Task(name=STOP, template=STOP, when="'{{workflow.status}}' != 'Succeeded'")
     return template
 
 
@@ -141,7 +159,12 @@ def container(step: Step, pipeline: Pipeline, settings: Settings) -> Container:
         args=arguments(step, settings),
         env=environment(step, settings),
         env_from=[
-            SecretEnvFrom(name=settings.secret(secret.name), optional=True)
+            SecretEnvFrom(
+                name=settings.secret(secret.name),
+                optional=True,
+                # A step that passes the keys on must know which they are.
+                prefix=TRAIN_ENV_PREFIX if access.submits(step, settings) else None,
+            )
             for secret in step.secrets
             if not secret.keys
         ]
@@ -193,6 +216,35 @@ def summary(pipeline: Pipeline, settings: Settings) -> Container:
     )
 
 
+def stop(step: Step, settings: Settings) -> Container:
+    """The rest of the exit handler: `argo stop` ends pods of the workflow, but not those of a TrainJob."""
+    bound = _bound(step, settings)
+    names = ("workspace", "run_name", "volume_claim", "volume_path", "namespace")
+    places = {"tmp": "/tmp"}  # noqa: S108
+    if not access.needs_token(step, settings):
+        places["cluster-ca"] = security.TOKEN
+    return Container(
+        name=STOP,
+        labels={"app.kubernetes.io/component": step.name},  # it may reach what the step may
+        image=settings.images.reference(step.image),
+        image_pull_policy=settings.images.pull_policy,
+        command=["python", "-m", f"{step.module}.stop"],
+        args=[
+            *(f"{flags.flag(name)}={bound[name]}" for name in names),
+            f"--cluster-auth={settings.cluster_auth}",
+            "--failures={{workflow.failures}}",
+        ],
+        env=[*_base_environment(settings), *_keys(KUBERNETES_CREDENTIALS, settings)],
+        volume_mounts=_mounts(places),
+        resources=Resources(cpu_request="100m", memory_request="256Mi", memory_limit="512Mi"),
+        pod_spec_patch=to_yaml([security.EXECUTOR]),
+        security_context=m.SecurityContext.model_validate(security.CONTAINER),
+        service_account_name=access.account(step, settings),
+        retry_strategy=retry(settings),
+        timeout="15m",
+    )
+
+
 def claim(settings: Settings) -> Resource:
     """Makes the claim of the run. It has no owner, so it outlives the workflow with the model in it."""
     return Resource(
@@ -220,6 +272,8 @@ def parameters(settings: Settings, pipeline: Pipeline) -> list[Parameter]:
             default = flags.shown_default(field)
         if parameter.field_name in SHAPING:
             default = getattr(settings, parameter.field_name)
+        elif parameter.name not in team and access.submits(parameter.step, settings):
+            default = of_workers(settings).get(parameter.field_name, default)
         limited = choices(field) or (("True", "False") if type_name(field) == "bool" else ())
         extra: dict[str, Any] = {} if default is None else {"value": default}
         if limited:
@@ -234,6 +288,36 @@ def parameters(settings: Settings, pipeline: Pipeline) -> list[Parameter]:
     return found
 
 
+def of_workers(settings: Settings) -> dict[str, str]:
+    """Parameters of a TrainJob's pods that follow from the settings unless a run says otherwise."""
+    selector = settings.node_selector | settings.gpu.node_selector
+    return {
+        "runtime": settings.named(training_runtime.NAME),
+        "gpu_resource": settings.gpu.resource,
+        "node_selector": ",".join(f"{key}={value}" for key, value in selector.items()),
+        "tolerations": flags.as_text([*settings.tolerations, *settings.gpu.tolerations]),
+        "shm_size": settings.gpu.shared_memory,
+    }
+
+
+def worker_pod(settings: Settings) -> WorkerPod:
+    """What a TrainJob's pods have in common with the others."""
+    certificates = None
+    if bundle := settings.ca_bundle:
+        certificates = CertificateMap(config_map=bundle.config_map, key=bundle.key, path=_CA_FILE)
+    return WorkerPod(
+        service_account=settings.named(access.WORKER),
+        image_pull_secrets=settings.images.pull_secrets,
+        env=_base_variables(settings),
+        certificates=certificates,
+        env_secret=settings.secret(TRAIN_ENV.name),
+        labels=labels(settings),
+        annotations=settings.annotations,
+        user=None if settings.platform == "openshift" else settings.user,
+        scratch=settings.scratch,
+    )
+
+
 def tag(step: Step, field_name: str) -> str:
     """What Argo replaces by the value of a step's parameter."""
     field = step.params.model_fields[field_name]
@@ -242,6 +326,17 @@ def tag(step: Step, field_name: str) -> str:
 
 def arguments(step: Step, settings: Settings) -> list[str]:
     """The step's flags: what the engine knows of the run, then its parameters."""
+    return [
+        *(f"{flags.flag(name)}={value}" for name, value in _bound(step, settings).items()),
+        *(
+            f"{flags.flag(name)}={tag(step, name)}"
+            for name, field in step.params.model_fields.items()
+            if not may_hold_secret(field)
+        ),
+    ]
+
+
+def _bound(step: Step, settings: Settings) -> dict[str, str]:
     bound = {
         "workspace": f"{VOLUME}/{RUN_FOLDER}",
         "cache": f"{VOLUME}/cache",
@@ -253,28 +348,22 @@ def arguments(step: Step, settings: Settings) -> list[str]:
         "volume_path": RUN_FOLDER,
     }
     if access.submits(step, settings):
+        bound["namespace"] = "{{workflow.namespace}}"
         bound["worker_image"] = settings.images.reference(step.image)
-    return [
-        *(f"{flags.flag(name)}={value}" for name, value in bound.items()),
-        *(
-            f"{flags.flag(name)}={tag(step, name)}"
-            for name, field in step.params.model_fields.items()
-            if not may_hold_secret(field)
-        ),
-    ]
+        bound["worker_pod"] = worker_pod(settings).model_dump_json(exclude_defaults=True)
+    return bound
 
 
-def environment(step: Step, settings: Settings) -> list[Env | SecretEnv]:
+def environment(step: Step, settings: Settings) -> list[Env | SecretEnv | FieldEnv]:
     """Secrets, each key optional so that the pod starts and the step says what it misses."""
     return [
         *_base_environment(settings),
         *(
-            SecretEnv(
-                name=key, secret_name=settings.secret(secret.name), secret_key=key, optional=True
-            )
-            for secret in step.secrets
-            for key in secret.keys
+            [FieldEnv(name="POD_NAME", field_path="metadata.name")]
+            if access.submits(step, settings)
+            else []
         ),
+        *(each for secret in step.secrets for each in _keys(secret, settings)),
         *(
             Env(name=flags.variable(name), value=tag(step, name))
             for name, field in step.params.model_fields.items()
@@ -283,7 +372,18 @@ def environment(step: Step, settings: Settings) -> list[Env | SecretEnv]:
     ]
 
 
-def _base_environment(settings: Settings) -> list[Env | SecretEnv]:
+def _keys(secret: Secret, settings: Settings) -> list[SecretEnv]:
+    name = settings.secret(secret.name)
+    return [
+        SecretEnv(name=key, secret_name=name, secret_key=key, optional=True) for key in secret.keys
+    ]
+
+
+def _base_environment(settings: Settings) -> list[Env | SecretEnv | FieldEnv]:
+    return [Env(name=name, value=value) for name, value in _base_variables(settings).items()]
+
+
+def _base_variables(settings: Settings) -> dict[str, str]:
     # An arbitrary user has no entry in /etc/passwd, and the root file system is read-only.
     variables = {"HOME": "/tmp", "USER": "sft"}  # noqa: S108
     if settings.proxy:
@@ -293,7 +393,7 @@ def _base_environment(settings: Settings) -> list[Env | SecretEnv]:
                 variables |= {key.upper(): value, key: value}
     if settings.ca_bundle:
         variables |= dict.fromkeys(_CA_VARIABLES, _CA_FILE)
-    return [Env(name=name, value=value) for name, value in (variables | settings.env).items()]
+    return variables | settings.env
 
 
 def outputs(step: Step, settings: Settings) -> list[Parameter | Artifact]:
@@ -337,6 +437,10 @@ def volumes(settings: Settings) -> list[Any]:
             for number, name in enumerate(settings.claims)
         ),
     ]
+    if settings.launcher == "trainjob":
+        # Kubernetes publishes the API server's CA in every namespace; no token comes with it.
+        root = m.ConfigMapVolumeSource(name="kube-root-ca.crt", optional=True)
+        found.append(m.Volume(name="cluster-ca", config_map=root))
     if settings.ca_bundle:
         item = m.KeyToPath(key=settings.ca_bundle.key, path="ca.crt")
         bundle = m.ConfigMapVolumeSource(name=settings.ca_bundle.config_map, items=[item])
@@ -351,7 +455,9 @@ def _empty(name: str, size: str, medium: str | None = None) -> EmptyDirVolume:
 def mounts(step: Step, settings: Settings) -> list[m.VolumeMount]:
     """What the step's container sees of them."""
     places = {"runs": VOLUME, "tmp": "/tmp", "outputs": OUTPUTS}  # noqa: S108
-    if not access.needs_token(step, settings):
+    if access.submits(step, settings) and not access.needs_token(step, settings):
+        places["cluster-ca"] = security.TOKEN
+    elif not access.needs_token(step, settings):
         places["no-token"] = security.TOKEN
     if trains_in_pod(step, settings):
         places["shm"] = "/dev/shm"  # noqa: S108

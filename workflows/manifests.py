@@ -1,6 +1,7 @@
 """The folder that `kubectl apply -k` takes: what is in which file.
 
 cluster/                 what only an administrator may apply
+trainer/                 the same, for TrainJobs: the runtime that they refer to
 base/                    the template, its claim, its service accounts
 components/schedule      runs by the clock
 components/events        runs that events start
@@ -16,7 +17,16 @@ from steps import files
 from steps.errors import UsageError
 from steps.flags import PREFIX
 from steps.params import POD
-from workflows import access, documents, events, lint, network, schedule, storage
+from workflows import (
+    access,
+    documents,
+    events,
+    lint,
+    network,
+    schedule,
+    storage,
+    training_runtime,
+)
 from workflows.argo import SUMMARY, workflow_template
 from workflows.objects import kubernetes_object
 from workflows.pipeline import SFT, SHAPING, Pipeline
@@ -51,6 +61,11 @@ def cluster(settings: Settings, pipeline: Pipeline = SFT) -> Folder:
     if roles := access.cluster_roles(settings):
         found["access.yaml"] = roles
     return found
+
+
+def trainer(settings: Settings) -> Folder:
+    """What TrainJobs need of the cluster, where Kubeflow Trainer is installed."""
+    return {"training-runtime.yaml": [training_runtime.runtime(settings)]}
 
 
 def namespace(settings: Settings) -> dict[str, Any]:
@@ -172,6 +187,8 @@ def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> O
     refuse_impossible(settings, pipeline)
     if overlay == "cluster":
         folders = [cluster(settings, pipeline)]
+    elif overlay == "trainer":
+        folders = [trainer(settings)]
     elif overlay == "single-node":
         folders = [base(single_node(settings, pipeline), pipeline)]
     else:
@@ -180,7 +197,7 @@ def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> O
         if overlay is None:
             wanted = [name for name in ("schedule", "events") if name in made]
         elif not wanted and overlay != "base":
-            known = ", ".join(["base", "cluster", *OVERLAYS, "single-node"])
+            known = ", ".join(["base", "cluster", "trainer", *OVERLAYS, "single-node"])
             raise UsageError(f"--overlay: {overlay!r} is none of {known}")
         if missing := [name for name in wanted if name not in made]:
             raise UsageError(f"--overlay {overlay}: the settings have no {missing[0]}")
@@ -196,6 +213,8 @@ def tree(settings: Settings, pipeline: Pipeline = SFT) -> dict[str, str]:
     parts: dict[str, Folder] = {"base": base(settings, pipeline)}
     if for_cluster := cluster(settings, pipeline):
         parts["cluster"] = for_cluster
+    if any("launcher" in step.params.model_fields for step in pipeline.steps):
+        parts["trainer"] = trainer(settings)
     made = components(settings, pipeline)
     parts |= {f"components/{name}": folder for name, folder in made.items()}
     parts["overlays/single-node"] = base(single_node(settings, pipeline), pipeline)

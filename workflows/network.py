@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
+from steps.train.params import WORKER
 from workflows.argo import SUMMARY
 from workflows.objects import kubernetes_object, labels
 from workflows.pipeline import SFT, Pipeline
@@ -28,7 +29,32 @@ def policies(settings: Settings, pipeline: Pipeline = SFT) -> list[dict[str, Any
     opened = [step.name for step in pipeline.steps] + [SUMMARY]
     if settings.storage.per_run:
         opened.append(CLAIM)
-    return [closed, *(_opened(name, settings) for name in opened)]
+    workers = [_of_workers(settings)] if settings.launcher == "trainjob" else []
+    return [closed, *(_opened(name, settings) for name in opened), *workers]
+
+
+def _of_workers(settings: Settings) -> dict[str, Any]:
+    """A TrainJob's pods talk to one another, on whatever ports, and to what the train step may reach."""
+    pods = {
+        "matchLabels": {**labels(settings), "app.kubernetes.io/component": WORKER},
+    }
+    ports = sorted({*settings.network.ports.get("train", []), *_proxy_ports(settings)})
+    return kubernetes_object(
+        "NetworkPolicy",
+        "sft-train-worker",
+        settings,
+        version=_API,
+        spec={
+            "podSelector": pods,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [{"podSelector": pods}]}],
+            "egress": [
+                {"to": [{"podSelector": pods}]},
+                _dns(settings),
+                *([_to(settings.network.allow_cidrs, ports)] if ports else []),
+            ],
+        },
+    )
 
 
 def _opened(component: str, settings: Settings) -> dict[str, Any]:
@@ -43,18 +69,22 @@ def _opened(component: str, settings: Settings) -> dict[str, Any]:
             "podSelector": _pods(settings, component),
             "policyTypes": ["Egress"],
             "egress": [
-                {
-                    "ports": [
-                        {"port": port, "protocol": name}
-                        for port in _DNS[settings.platform]
-                        for name in ("UDP", "TCP")
-                    ]
-                },
+                _dns(settings),
                 _to(settings.network.api_cidrs, _API_SERVER),
                 *([_to(settings.network.allow_cidrs, ports)] if ports else []),
             ],
         },
     )
+
+
+def _dns(settings: Settings) -> dict[str, Any]:
+    return {
+        "ports": [
+            {"port": port, "protocol": name}
+            for port in _DNS[settings.platform]
+            for name in ("UDP", "TCP")
+        ]
+    }
 
 
 def _to(cidrs: Iterable[str], ports: Iterable[int]) -> dict[str, Any]:

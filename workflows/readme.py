@@ -14,8 +14,9 @@ from pydantic.fields import FieldInfo
 
 from steps.flags import as_text, shown_default
 from steps.params import CLUSTER, choices, marked, type_name
+from steps.train.params import Toleration
 from workflows.pipeline import SFT
-from workflows.settings import Settings, Toleration
+from workflows.settings import Settings
 
 EMPTY = '""'
 ROOT = Path(__file__).parent.parent

@@ -18,13 +18,12 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
-    model_validator,
 )
 
 import steps
 from steps.errors import UsageError
 from steps.params import Declared
-from steps.train.params import QUANTITY
+from steps.train.params import LABEL_VALUE, QUANTITY, Toleration
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A DNS label: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/."""
@@ -51,9 +50,7 @@ Duration = Annotated[str, StringConstraints(pattern=r"^\d+[smhd]$")]
 """A whole number and a unit: 30s, 10m, 12h, 7d."""
 Deadline = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*[smhd]$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-LabelValue = Annotated[
-    str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
-]
+LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -128,23 +125,6 @@ class Storage(Group):
     """A claim a run, named as its workflow and kept until someone deletes it; no cache is shared."""
 
 
-class Toleration(Group):
-    """A toleration as a pod has it."""
-
-    key: str = ""
-    operator: Literal["Exists", "Equal"] = "Exists"
-    value: str = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-
-    @model_validator(mode="after")
-    def _fits(self) -> "Toleration":
-        if self.operator == "Exists" and self.value:
-            raise ValueError("a value needs operator Equal")
-        if self.operator == "Equal" and not self.key:
-            raise ValueError("operator Equal needs a key")
-        return self
-
-
 class Gpu(Group):
     """The accelerators of the pods that train or evaluate."""
 
@@ -155,7 +135,7 @@ class Gpu(Group):
     tolerations: list[Toleration] = [Toleration(key="nvidia.com/gpu", effect="NoSchedule")]
     """Taints that pods with GPUs tolerate."""
     shared_memory: Quantity = "16Gi"
-    """Size of /dev/shm where training runs in the pod: NCCL needs more than the 64 MiB of a container."""
+    """Size of /dev/shm of the pods that train: NCCL needs more than the 64 MiB of a container."""
 
 
 class Retry(Group):
@@ -344,8 +324,8 @@ class Settings(Group):
     argo: Literal["4", "3.7", "3.6"] = "4"
     """Version of Argo Workflows; 3.6 has no cap of the retries' wait."""
     launcher: Literal["local", "trainjob"] = "local"
-    """local: training runs in the step's own pod, with its GPUs; trainjob: in the pods of a
-    TrainJob, which the train step of this version does not submit yet."""
+    """local: training runs in the step's own pod, with its GPUs; trainjob: in the pods of a TrainJob
+    (Kubeflow Trainer) that the step submits and follows."""
     cluster_auth: Literal["secret", "service-account"] = "secret"
     """Who submits a TrainJob: the secret kubernetes-credentials, or the train step's service account."""
     user: int = Field(default=10001, ge=1000, lt=2**31)

@@ -1,10 +1,16 @@
 """What the ways to train share: what goes in and where, what comes out, the loss curve between."""
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from steps.errors import DataError
+from pydantic import ValidationError
+
+from steps import files
+from steps.errors import ConfigError, DataError
+from steps.params import may_hold_secret
 from steps.train.params import TrainParams
 
 
@@ -22,6 +28,18 @@ class Job:
     curve: Path
     chat_template: str | None = None
     """The template that was given in place of the tokenizer's."""
+    held_out: Path | None = None
+    """`input_ids` and `labels` of the held-out rows."""
+
+    @property
+    def file(self) -> Path:
+        """Where the job lies for the processes that work at it."""
+        return self.checkpoints / "job.json"
+
+    @property
+    def model(self) -> Path:
+        """Where the trained weights appear when training has ended."""
+        return self.checkpoints / "model"
 
     @property
     def steps_an_epoch(self) -> int:
@@ -32,6 +50,37 @@ class Job:
     def steps(self) -> int:
         """Optimizer steps in all."""
         return self.steps_an_epoch * self.params.epochs
+
+    def samples(self, step: int) -> int:
+        """Rows trained on after so many steps, those of earlier epochs counted again."""
+        epochs, rest = divmod(step, self.steps_an_epoch)
+        return epochs * self.rows + min(rest * self.params.train_batch, self.rows)
+
+    def write(self, path: Path) -> None:
+        """Write the job as JSON, without any parameter that may hold a secret."""
+        secret = {
+            name for name, field in TrainParams.model_fields.items() if may_hold_secret(field)
+        }
+        params = self.params.model_dump(mode="json", exclude=secret)
+        files.write(path, json.dumps({**asdict(self), "params": params}, default=str, indent=2))
+
+    @classmethod
+    def read(cls, path: Path) -> "Job":
+        """The job that was written to `path`; what is secret in it has its default."""
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+            found["params"] = TrainParams(**found["params"])
+            for name in ("base", "tokens", "checkpoints", "curve", "held_out"):
+                found[name] = found[name] and Path(found[name])
+            return cls(**found)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{path}: not there; mount the run's volume where the train step has it"
+            ) from error
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            raise ConfigError(
+                f"{path}: not a job of this version; let the train step write it anew ({error})"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -67,6 +116,13 @@ class Point:
     lr: float
     tokens_per_second: float
     """Tokens read a second, masked ones included."""
+    heldout: float | None = None
+    """Loss per trained token of the held-out rows after this step, where it was computed."""
+
+    def line(self) -> str:
+        """The point as a line of the curve's file."""
+        told = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(told) + "\n"
 
 
 def metrics(points: Iterable[Point]) -> dict[str, float]:

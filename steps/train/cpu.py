@@ -11,11 +11,9 @@ import inspect
 import json
 import logging
 import math
-import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +21,7 @@ from steps import files, weights
 from steps.errors import DataError, Terminated
 from steps.progress import progress
 from steps.tokens import MASKED
+from steps.train import checkpoints
 from steps.train.backend import Job, Point
 
 if TYPE_CHECKING:
@@ -36,14 +35,6 @@ _TOKENS_A_PASS = 2048
 # The optimizer of instructlab-training 0.16 (its `TrainingArgs` and accelerator), so that a CPU
 # run foretells a GPU run.
 _BETAS, _EPSILON, _WEIGHT_DECAY, _CLIP = (0.9, 0.95), 1e-8, 0.0, 1.0
-
-
-@dataclass
-class _Position:
-    """How far a training has come."""
-
-    step: int = 0
-    seconds: float = 0.0
 
 
 def train(job: Job) -> list[Point]:
@@ -77,8 +68,8 @@ def train(job: Job) -> list[Point]:
     accelerator = Accelerator(cpu=True)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     states = _States(job.checkpoints, accelerator)
-    position = states.load()
-    points = _resume_curve(job.curve, position.step)
+    step = states.load()
+    points = _resume_curve(job.curve, step)
     budget = min(job.params.tokens, _TOKENS_A_PASS) if packed else 0
     saver = _Saver(job, states, model)
     with (
@@ -86,42 +77,40 @@ def train(job: Job) -> list[Point]:
         job.curve.open("a", encoding="utf-8") as curve,
         progress("training", job.steps, "steps") as shown,
     ):
-        shown.update(position.step)
-        while position.step < job.steps:
+        shown.update(step)
+        while step < job.steps:
             begun = time.perf_counter()
-            batch = _batch(job, position.step, rows)
+            batch = _batch(job, step, rows)
             loss, tokens = _step(model, accelerator, batch, budget)
             lr = scheduler.get_last_lr()[0]
             accelerator.clip_grad_norm_(model.parameters(), _CLIP)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            position.step += 1
+            step += 1
             if not math.isfinite(loss):
                 raise DataError(
-                    f"training diverged at step {position.step}: the loss is {loss}; "
+                    f"training diverged at step {step}: the loss is {loss}; "
                     "lower --learning-rate or raise --lr-warmup"
                 )
             seconds = time.perf_counter() - begun
             point = Point(
-                step=position.step,
-                epoch=round(position.step / job.steps_an_epoch, 4),
+                step=step,
+                epoch=round(step / job.steps_an_epoch, 4),
                 loss=loss,
                 lr=lr,
                 tokens_per_second=round(tokens / seconds, 1),
             )
             points.append(point)
-            curve.write(json.dumps(asdict(point)) + "\n")
+            curve.write(point.line())
             curve.flush()
-            shown.update(
-                position.step, loss=f"{loss:.4f}", tokens_per_second=f"{tokens / seconds:,.0f}"
-            )
-            saver.after(position)
+            shown.update(step, loss=f"{loss:.4f}", tokens_per_second=f"{tokens / seconds:,.0f}")
+            saver.after(step)
             if stop:
-                states.save(position)
-                log.info("stopped after step %d; its state is kept", position.step)
+                states.save(step)
+                log.info("stopped after step %d; its state is kept", step)
                 _leave(stop[0])
-    _save_model(model, job, job.checkpoints / "model")
+    _save_model(model, job, job.model)
     return points
 
 
@@ -266,68 +255,42 @@ def _logits(
 
 
 class _States:
-    """Full states in `checkpoints/`: the newest whole one is where a training goes on."""
+    """The newest whole state in `checkpoints/` is where a training goes on."""
 
     def __init__(self, folder: Path, accelerator: Any) -> None:
         self._folder, self._accelerator = folder, accelerator
 
-    def _whole(self) -> list[Path]:
-        return sorted(self._folder.glob("state-[0-9]*"))
+    def load(self) -> int:
+        """Take over the newest state, if there is one; the steps that were taken."""
+        found = checkpoints.newest(self._folder)
+        if found is None:
+            return 0
+        self._accelerator.load_state(str(found.folder))
+        log.info("going on after step %d", found.step)
+        return found.step
 
-    def load(self) -> _Position:
-        """Take over the newest state, if there is one."""
-        found = self._whole()
-        if not found:
-            return _Position()
-        self._accelerator.load_state(str(found[-1]))
-        position = _Position(**json.loads((found[-1] / "position.json").read_text()))
-        log.info("going on after step %d", position.step)
-        return position
-
-    def save(self, position: _Position) -> None:
+    def save(self, step: int) -> None:
         """Keep this state and no older one."""
-        older = self._whole()
-        target = self._folder / f"state-{position.step:09d}"
-        with files.atomic_folder(target) as folder:
-            self._accelerator.save_state(str(folder), safe_serialization=True)
-            (folder / "position.json").write_text(json.dumps(asdict(position)))
-        for state in older:
-            if state != target:
-                shutil.rmtree(state)
-        log.info("checkpoint after step %d", position.step)
+        folder = checkpoints.begin(self._folder)
+        self._accelerator.save_state(str(folder), safe_serialization=True)
+        checkpoints.keep(self._folder, step)
 
 
 class _Saver:
-    """Decides after each step what is to be kept: by epoch, by samples, by time."""
+    """Keeps after each step what the parameters ask for."""
 
     def __init__(self, job: Job, states: _States, model: Any) -> None:
         self._job, self._states, self._model = job, states, model
         self._saved = time.monotonic()
 
-    def after(self, position: _Position) -> None:
-        """Save what the parameters ask for at this point."""
-        params, step = self._job.params, position.step
-        of_epoch = step % self._job.steps_an_epoch == 0
-        samples = self._samples(step)
-        crossed = params.save_samples and (
-            samples // params.save_samples > self._samples(step - 1) // params.save_samples
-        )
-        minutes = params.checkpoint_minutes
-        due = minutes and time.monotonic() - self._saved >= 60 * minutes
-        if of_epoch or crossed or due:
-            self._states.save(position)
+    def after(self, step: int) -> None:
+        """Save what is due at this point."""
+        due = checkpoints.due(self._job, step, seconds=time.monotonic() - self._saved)
+        if due.state:
+            self._states.save(step)
             self._saved = time.monotonic()
-        if step == self._job.steps:
-            return  # the final model is published as such
-        if of_epoch and params.save_epoch:
-            number = step // self._job.steps_an_epoch
-            _save_model(self._model, self._job, self._job.checkpoints / f"epoch-{number}")
-        if crossed:
-            _save_model(self._model, self._job, self._job.checkpoints / f"samples-{samples}")
-
-    def _samples(self, step: int) -> int:
-        epochs, rest = divmod(step, self._job.steps_an_epoch)
-        return epochs * self._job.rows + min(rest * self._job.params.train_batch, self._job.rows)
+        for name in due.models:
+            _save_model(self._model, self._job, self._job.checkpoints / name)
 
 
 def _save_model(model: Any, job: Job, folder: Path) -> None:
@@ -353,7 +316,7 @@ def _resume_curve(curve: Path, step: int) -> list[Point]:
         with contextlib.suppress(json.JSONDecodeError):  # a killed attempt's last line
             points.append(Point(**json.loads(line)))
     points = [point for point in points if point.step <= step]
-    files.write(curve, "".join(json.dumps(asdict(point)) + "\n" for point in points))
+    files.write(curve, "".join(point.line() for point in points))
     return points
 
 

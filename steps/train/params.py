@@ -2,9 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, SecretStr, model_validator
 
-from steps.params import Cluster, Further, Man, Masked, Operational, StepParams
+from steps.params import Cluster, Declared, Further, Man, Masked, Operational, StepParams
 from steps.secrets import HF_TOKEN, Secret
 
 KUBERNETES_CREDENTIALS = Secret(
@@ -22,9 +22,64 @@ PULL_SECRET = Secret(
 TRAIN_ENV = Secret(
     name="train-env", keys=(), purpose="more environment for the workers (trackers' keys)"
 )
+TRAIN_ENV_PREFIX = "TRAIN_ENV_"
+"""Before the keys of `train-env` in the environment of a step that submits a TrainJob: it passes them on
+by reference."""
 
-QUANTITY = r"^\d+(\.\d+)?(m|[kMGTPE]i?)?$"
+WORKER = "train-worker"
+"""Component of a TrainJob's pods, by their label app.kubernetes.io/component."""
+
+QUANTITY = r"^\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?$"
 """A Kubernetes quantity as people write it: 4, 500m, 64Gi."""
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+"""The value of a Kubernetes label; also the name of most objects."""
+
+
+class Toleration(Declared):
+    """A toleration as a pod has it."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    key: str = ""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Toleration":
+        if self.operator == "Exists" and self.value:
+            raise ValueError("a value needs operator Equal")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("operator Equal needs a key")
+        return self
+
+
+class CertificateMap(Declared):
+    """Certificates in a ConfigMap, as the environment names them once they are mounted."""
+
+    config_map: str
+    key: str
+    path: str
+    """The file that they are in the pod."""
+
+
+class WorkerPod(Declared):
+    """What an engine gives the pods of a TrainJob as it gives it to its own: the bound `worker_pod`."""
+
+    service_account: str = ""
+    """Account of the workers; empty takes the namespace's default."""
+    image_pull_secrets: list[str] = Field(default=[])
+    env: dict[str, str] = Field(default={})
+    """Proxy, certificates, and whatever else all steps have."""
+    certificates: CertificateMap | None = None
+    env_secret: str = TRAIN_ENV.name
+    """What the cluster calls the secret `train-env`."""
+    labels: dict[str, str] = Field(default={})
+    annotations: dict[str, str] = Field(default={})
+    user: int | None = None
+    """User and group of the processes; none where the platform gives each namespace its own."""
+    scratch: str = "20Gi"
+    """Size of /tmp, the only place beside the volume that a worker can write to."""
 
 
 class TrainParams(StepParams):
@@ -107,3 +162,19 @@ class TrainParams(StepParams):
     checkpoint_minutes: Further[Operational[NonNegativeInt]] = 60
     """Minutes between checkpoints of the full state, beside those of the epochs: about what a killed
     run loses; 0 for epochs only. On GPUs there are those of the epochs alone."""
+    trainer_api: Further[Cluster[Literal["auto", "v2.1", "v2.2"]]] = "auto"
+    """Shape of the TrainJob: Kubeflow Trainer 2.1 (OpenShift AI 3), or 2.2 and later; auto asks the cluster."""
+    queue: Further[Cluster[str]] = Field(default="", pattern=LABEL_VALUE)
+    """Kueue LocalQueue that the TrainJob waits in."""
+    gpu_resource: Further[Cluster[str]] = Field(
+        default="nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$"
+    )
+    """Extended resource that a worker's GPUs are: amd.com/gpu, nvidia.com/mig-1g.5gb."""
+    node_selector: Further[Cluster[str]] = ""
+    """Labels of the workers' nodes, k=v,k=v."""
+    tolerations: Further[Cluster[list[Toleration]]] = Field(default=[])
+    """Taints that the workers tolerate, a JSON list of tolerations as pods have them."""
+    shm_size: Further[Cluster[str]] = Field(default="16Gi", pattern=QUANTITY)
+    """Size of a worker's /dev/shm, part of its memory: NCCL needs more than the 64 MiB of a container."""
+    deadline: Further[Cluster[str]] = Field(default="", pattern=r"^([1-9]\d*[smhd])?$")
+    """Longest time that a TrainJob may run, 12h or 7d; time in a queue does not count. Empty: none."""

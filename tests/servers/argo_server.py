@@ -53,7 +53,7 @@ class ArgoServer:
 
     def answer(
         self, method: str, target: str, authorization: str | None, body: bytes
-    ) -> Object | Iterator[Object]:
+    ) -> Object | Iterator[Object | bytes]:
         """What a request gets, after it has had its effect."""
         parts = urlsplit(target)
         found = PATH.fullmatch(parts.path)
@@ -90,7 +90,8 @@ class ArgoServer:
         return json.dumps({"code": GRPC.get(refusal.code, 2), "message": refusal.message})
 
 
-def _streamed(event: Object) -> Object:
+def _streamed(event: Object | bytes) -> Object:
+    assert isinstance(event, dict)
     if event["type"] == "ERROR":
         return {"error": {"grpc_code": 8, "http_code": 429, "message": event["object"]["message"]}}
     return {"result": event}

@@ -1,8 +1,9 @@
 """A Kubernetes API server on loopback: any resource by its path, as the real one answers for it.
 
-Objects are created (with generateName, dry run and strict validation), read, listed (labels, one field,
-pages), watched (from a resource version, 410 where it is too old), patched and deleted; codes
-and bodies are those of an API server 1.36.
+Objects are created (with generateName, dry run and strict validation), read, listed (labels, fields,
+pages), watched (from a resource version, 410 where it is too old), patched and deleted (in the
+background, or in the foreground after what they own); logs of containers are read and followed.
+Codes and bodies are those of an API server 1.36.
 """
 
 import copy
@@ -12,8 +13,9 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -24,7 +26,8 @@ Object = dict[str, Any]
 
 PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>v[^/]+)"
-    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[^/]+)"
+    r"(?:/(?P<name>[^/]+)(?P<log>/log)?)?"
 )
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
@@ -58,6 +61,15 @@ class Refusal(Exception):  # noqa: N818
     code: int
     reason: str
     message: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Container:
+    """What one run of a container has written, as the kubelet keeps it."""
+
+    written: list[tuple[datetime, bytes]] = field(default_factory=list)
+    ended: bool = False
 
 
 @dataclass
@@ -77,14 +89,27 @@ class KubernetesServer:
 
     def __enter__(self) -> Self:
         self.changed = threading.Condition()
+        self._containers: dict[tuple[str, str], list[Container]] = {}
         self._objects: dict[tuple[str, str, str], Object] = {}
         self._events: list[tuple[int, str, str, Object]] = []
         self._versions = itertools.count(1000)
         self._oldest = 0
         self._cuts = 0
         self._failures: list[list[Any]] = []
+        self._is_down = False
         self._http = Http(self, self.tls)
         return self
+
+    def go_down(self) -> None:
+        """Refuse connections from now on, and drop those that are open."""
+        self._is_down = True
+        self.cut()
+        self._http.close()
+
+    def come_back(self) -> None:
+        """Answer again, at the same address."""
+        self._is_down = False
+        self._http = Http(self, self.tls, self._http.server_address[1])
 
     def __exit__(
         self,
@@ -92,8 +117,7 @@ class KubernetesServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.cut()
-        self._http.close()
+        self.go_down()
 
     @property
     def url(self) -> str:
@@ -110,6 +134,19 @@ class KubernetesServer:
         with self.changed:
             return self._find(self._kind(plural), namespace, name)
 
+    def all(self, plural: str, namespace: str = "default") -> list[Object]:
+        """All objects of a kind."""
+        with self.changed:
+            return self._matching(self._kind(plural), namespace, {})
+
+    def created(self, plural: str) -> int:
+        """How many objects of a kind there ever were."""
+        with self.changed:
+            return sum(
+                key.startswith(f"{plural}/") and type_ == "ADDED"
+                for _, key, type_, _ in self._events
+            )
+
     def patch(self, plural: str, name: str, patch: Object, namespace: str = "default") -> None:
         """Merge something into an object, its status too."""
         with self.changed:
@@ -122,9 +159,35 @@ class KubernetesServer:
         with self.changed:
             self._delete(self._kind(plural), namespace, name)
 
-    def fail(self, method: str, part: str, status: int, times: int = 1) -> None:
+    def start(self, pod: str, namespace: str = "default") -> None:
+        """A container of the pod begins, the first one or after a restart."""
+        with self.changed:
+            self._containers.setdefault((namespace, pod), []).append(Container())
+            self.changed.notify_all()
+
+    def log(
+        self, pod: str, text: str | bytes, at: datetime | None = None, namespace: str = "default"
+    ) -> None:
+        """What the pod's container writes: whole lines, or pieces of one."""
+        written = text.encode() if isinstance(text, str) else text
+        with self.changed:
+            container = self._containers[namespace, pod][-1]
+            container.written.append((at or datetime.now(UTC), written))
+            self.changed.notify_all()
+
+    def end(self, pod: str, namespace: str = "default") -> None:
+        """The pod's container has ended; what it wrote can still be read."""
+        with self.changed:
+            self._containers[namespace, pod][-1].ended = True
+            self.changed.notify_all()
+
+    def fail(self, method: str, part: str, status: int, times: int = 1, **headers: str) -> None:
         """Answer the next requests whose target has `part` with this status; 0 drops them."""
-        self._failures.append([method, part, status, times])
+        self._failures.append([method, part, status, times, headers])
+
+    def lose(self, method: str, part: str) -> None:
+        """Do what the next such request asks, and drop it without an answer."""
+        self._failures.append([method, part, -1, 1, {}])
 
     def forget(self) -> None:
         """Forget all changes so far: a watch from before is told 410, an open one too."""
@@ -151,27 +214,40 @@ class KubernetesServer:
 
     def answer(
         self, method: str, target: str, authorization: str | None, body: bytes
-    ) -> Object | Iterator[Object]:
+    ) -> Object | Iterator[Object | bytes]:
         """What a request gets, after it has had its effect."""
         parts = urlsplit(target)
         query = dict(parse_qsl(parts.query))
         with self.changed:
+            if self._is_down:  # on a connection that has been idle since
+                raise ConnectionAbortedError
             self.requests.append((method, target))
             self.changed.notify_all()
+            lost = False
             for failure in self._failures:
                 if failure[0] == method and failure[1] in target and failure[3]:
                     failure[3] -= 1
+                    if failure[2] < 0:
+                        lost = True
+                        break
                     if not failure[2]:
                         raise ConnectionAbortedError
-                    raise Refusal(failure[2], "", "<html>out of order</html>")
+                    told = {name.replace("_", "-"): value for name, value in failure[4].items()}
+                    raise Refusal(failure[2], "", "<html>out of order</html>", told)
             found = PATH.fullmatch(parts.path)
             kind = found and self._known(found)
             if not found or not kind:
                 raise Refusal(404, "", "404 page not found\n")
             namespace, name = found["namespace"] or "", found["name"] or ""
             verb = VERBS.get(method) or ("get" if name else "list")
+            if found["log"]:
+                self._let_in(authorization, "get", replace(kind, plural="pods/log"))
+                return self._log(namespace, self._find(kind, namespace, name), query)
             self._let_in(authorization, "watch" if "watch" in query else verb, kind)
-            return self._do(verb, kind, namespace, name, query, body)
+            answer = self._do(verb, kind, namespace, name, query, body)
+            if lost:
+                raise ConnectionAbortedError
+            return answer
 
     def refuse(self, refusal: Refusal) -> str:
         """The body of a refusal: a Status, but for paths that the server does not know."""
@@ -187,7 +263,7 @@ class KubernetesServer:
         name: str,
         query: dict[str, str],
         body: bytes,
-    ) -> Object | Iterator[Object]:
+    ) -> Object | Iterator[Object | bytes]:
         if verb == "list":
             return (
                 self._watch(kind, namespace, query)
@@ -197,7 +273,7 @@ class KubernetesServer:
         if verb == "get":
             return self._find(kind, namespace, name)
         if verb == "delete":
-            return self._delete(kind, namespace, name)
+            return self._delete(kind, namespace, name, json.loads(body or "{}"))
         sent = json.loads(body)
         self.bodies.append(sent)
         if verb == "create":
@@ -266,6 +342,8 @@ class KubernetesServer:
             since = int(query["resourceVersion"])
             oldest = oldest if since >= oldest else -1
             told = sum(version <= since for version, *_ in self._events)
+        # The real server ends a watch after half an hour or more, unless it is told when.
+        until = time.monotonic() + int(query.get("timeoutSeconds", 1800))
 
         def changes() -> Iterator[Object]:
             yield from ({"type": "ADDED", "object": obj} for obj in there)
@@ -276,7 +354,8 @@ class KubernetesServer:
                         self._cuts,
                         self._oldest,
                     ):
-                        self.changed.wait()
+                        if not self.changed.wait(until - time.monotonic()):
+                            return
                     if cuts != self._cuts:
                         raise ConnectionAbortedError
                     if oldest != self._oldest:
@@ -291,6 +370,59 @@ class KubernetesServer:
             yield {"type": "ERROR", "object": json.loads(gone)}
 
         return changes()
+
+    def _log(self, namespace: str, pod: Object, query: dict[str, str]) -> Iterator[bytes]:
+        """What the pod's container wrote: the last one, or with `previous` the one before it."""
+        name = pod["metadata"]["name"]
+        runs = self._containers.get((namespace, name), [])
+        container, cuts = query.get("container", ""), self._cuts
+        if "previous" in query and query["previous"] == "true":
+            if len(runs) < 2:
+                raise Refusal(
+                    400, "BadRequest",
+                    f'previous terminated container "{container}" in pod "{name}" not found',
+                )  # fmt: skip
+            run = runs[-2]
+        elif not runs:
+            raise Refusal(
+                400, "BadRequest",
+                f'container "{container}" in pod "{name}" is waiting to start: ContainerCreating',
+            )  # fmt: skip
+        else:
+            run = runs[-1]
+        since = datetime.min.replace(tzinfo=UTC)
+        if "sinceTime" in query:  # the kubelet is told whole seconds
+            since = datetime.fromisoformat(query["sinceTime"]).replace(microsecond=0)
+        stamps, follow = query.get("timestamps") == "true", query.get("follow") == "true"
+        first = 0
+        if "tailLines" in query:
+            ends = [i for i, (_, text) in enumerate(run.written, 1) if text.endswith(b"\n")]
+            first = ([0] * int(query["tailLines"]) + [0, *ends])[-int(query["tailLines"]) - 1]
+
+        def written() -> Iterator[bytes]:
+            place, at_start = first, True
+            while True:
+                with self.changed:
+                    while follow and place == len(run.written) and not run.ended:
+                        if cuts != self._cuts:
+                            raise ConnectionAbortedError
+                        gone = ("pods", namespace, name) not in self._objects
+                        if gone or not self.changed.wait(60):
+                            return
+                    if cuts != self._cuts:
+                        raise ConnectionAbortedError
+                    if place == len(run.written):
+                        return
+                    at, text = run.written[place]
+                place += 1
+                if at < since:
+                    continue
+                # The pieces of a long line come with one time, in front of the first.
+                stamp = at.strftime("%Y-%m-%dT%H:%M:%S.%f000Z ").encode()
+                yield (stamp if stamps and at_start else b"") + text
+                at_start = text.endswith(b"\n")
+
+        return written()
 
     def _create(self, kind: Kind, namespace: str, obj: Object, query: dict[str, str]) -> Object:
         if kind.namespaced and namespace not in self.namespaces:
@@ -309,7 +441,8 @@ class KubernetesServer:
             message = f'{kind.plural}.{kind.group} "{name}" already exists'
             raise Refusal(409, "AlreadyExists", message)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        metadata |= {"name": name, "uid": f"uid-{name}", "creationTimestamp": now, "generation": 1}
+        uid = f"uid-{name}-{next(self._versions)}"
+        metadata |= {"name": name, "uid": uid, "creationTimestamp": now, "generation": 1}
         if place:
             metadata["namespace"] = place
         return obj if "dryRun" in query else self._store(kind, place, obj, "ADDED")
@@ -345,14 +478,39 @@ class KubernetesServer:
             self.changed.notify_all()
         return obj
 
-    def _delete(self, kind: Kind, namespace: str, name: str) -> Object:
-        obj = self._find(kind, namespace, name)
-        if obj["metadata"].get("finalizers"):
-            marked = {"metadata": {"deletionTimestamp": obj["metadata"]["creationTimestamp"]}}
+    def _delete(
+        self, kind: Kind, namespace: str, name: str, options: Object | None = None
+    ) -> Object:
+        """Take it away with what it owns; in the foreground, or with finalizers, only mark it."""
+        obj, options = self._find(kind, namespace, name), options or {}
+        uid = obj["metadata"]["uid"]
+        if (options.get("preconditions") or {}).get("uid") not in (None, uid):
+            message = f"the UID in the precondition does not match the UID in record: {uid}"
+            raise Refusal(409, "Conflict", message)
+        finalizers = obj["metadata"].get("finalizers", [])
+        if options.get("propagationPolicy") == "Foreground":
+            finalizers = [*finalizers, "foregroundDeletion"]
+        if finalizers:
+            now = obj["metadata"]["creationTimestamp"]
+            marked = {"metadata": {"deletionTimestamp": now, "finalizers": finalizers}}
             return self._store(kind, namespace, _merged(obj, marked), "MODIFIED")
-        del self._objects[kind.plural, namespace, name]
-        self._tell(next(self._versions), kind, namespace, "DELETED", obj)
+        self._remove(kind, namespace, obj)
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+
+    def collect(self, plural: str, name: str, namespace: str = "default") -> None:
+        """The garbage collector: what is marked goes, after all that it owns."""
+        with self.changed:
+            kind = self._kind(plural)
+            self._remove(kind, namespace, self._find(kind, namespace, name))
+
+    def _remove(self, kind: Kind, namespace: str, obj: Object) -> None:
+        uid = obj["metadata"]["uid"]
+        for (plural, place, _), other in list(self._objects.items()):
+            owners = other["metadata"].get("ownerReferences", [])
+            if place == namespace and any(owner["uid"] == uid for owner in owners):
+                self._remove(self._kind(plural), place, other)
+        self._objects.pop((kind.plural, namespace, obj["metadata"]["name"]), None)
+        self._tell(next(self._versions), kind, namespace, "DELETED", obj)
 
 
 def _checked(value: Any, schema: Object, path: str, unknown: list[str], wrong: list[str]) -> Any:
@@ -398,11 +556,19 @@ def _merged(target: Any, patch: Any) -> Any:
 
 def _selected(obj: Object, query: dict[str, str]) -> bool:
     labels = obj["metadata"].get("labels", {})
-    wanted = [pair.split("=", 1) for pair in query.get("labelSelector", "").split(",") if pair]
-    if any(labels.get(key) != value for key, value in wanted):
-        return False
-    name = query.get("fieldSelector", "").removeprefix("metadata.name=")
-    return name in ("", obj["metadata"]["name"])
+    return all(labels.get(key) == value for key, value in _pairs(query, "labelSelector")) and all(
+        _field(obj, path) == value for path, value in _pairs(query, "fieldSelector")
+    )
+
+
+def _field(obj: Any, path: str) -> str:
+    for part in path.split("."):
+        obj = (obj or {}).get(part)
+    return str(obj or "")
+
+
+def _pairs(query: dict[str, str], selector: str) -> list[list[str]]:
+    return [pair.split("=", 1) for pair in query.get(selector, "").split(",") if pair]
 
 
 class Api(Protocol):
@@ -410,8 +576,8 @@ class Api(Protocol):
 
     def answer(
         self, method: str, target: str, authorization: str | None, body: bytes
-    ) -> Object | Iterator[Object]:
-        """What a request gets: an object, or a stream of them (Refusal, ConnectionAbortedError)."""
+    ) -> Object | Iterator[Object | bytes]:
+        """What a request gets: an object, or a stream (Refusal, ConnectionAbortedError)."""
 
     def refuse(self, refusal: Refusal) -> str:
         """The body of a refusal."""
@@ -422,8 +588,8 @@ class Http(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, api: Api, tls: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, api: Api, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.api = api
         if tls:
             self.socket = tls.wrap_socket(self.socket, server_side=True)
@@ -455,29 +621,31 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._stream(answer)
         except Refusal as refusal:
-            self._send(refusal.code, self.server.api.refuse(refusal))
+            self._send(refusal.code, self.server.api.refuse(refusal), refusal.headers)
         except ConnectionAbortedError:
             self.close_connection = True
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    def _send(self, code: int, content: str) -> None:
+    def _send(self, code: int, content: str, headers: dict[str, str] | None = None) -> None:
         self.send_response(code)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         kind = "application/json" if content.startswith("{") else "text/plain"
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content.encode())))
         self.end_headers()
         self.wfile.write(content.encode())
 
-    def _stream(self, events: Iterator[Object]) -> None:
+    def _stream(self, pieces: Iterator[Object | bytes]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         self.wfile.flush()
-        for event in events:
-            line = json.dumps(event).encode() + b"\n"
-            self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+        for each in pieces:
+            piece = each if isinstance(each, bytes) else json.dumps(each).encode() + b"\n"
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             self.wfile.flush()
         self.wfile.write(b"0\r\n\r\n")
 

@@ -1,0 +1,214 @@
+"""A TrainJob and what Kubernetes makes of it, as the API has them: read, watched, created, deleted."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+from kubernetes import client
+
+from steps.errors import TransientError
+from steps.train.trainjob.cluster import TIMEOUT, Cluster, NotThereError
+
+Object = dict[str, Any]
+"""A Kubernetes object as its API gives it."""
+
+GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+CONTAINER = "node"
+"""Container and replicated job of the workers: Kubeflow Trainer's own name."""
+
+_JOBSET, _INDEX = "jobset.sigs.k8s.io", "batch.kubernetes.io/job-completion-index"
+# By the resource's version: Kueue 0.16 and later, then those before.
+_WORKLOADS = ("kueue.x-k8s.io/v1beta2", "kueue.x-k8s.io/v1beta1")
+_SILENCE = 60  # seconds without a line, after which a log's connection may be dead
+
+
+def find(cluster: Cluster, name: str) -> tuple[Object | None, str]:
+    """The TrainJob, if it is there, and the version from which `wait_for_change` goes on."""
+    # A list's version is the present one; that of an object which has long not changed is forgotten.
+    found = _get(
+        cluster, f"get TrainJob {name}", _trainjobs(cluster), fieldSelector=f"metadata.name={name}"
+    )
+    items = found["items"]
+    return (items[0] if items else None), str(found["metadata"].get("resourceVersion", ""))
+
+
+def wait_for_change(cluster: Cluster, name: str, version: str, seconds: int) -> None:
+    """Return when the TrainJob has changed since `version`, or when so many seconds are over."""
+    asked = {
+        "watch": "true",
+        "fieldSelector": f"metadata.name={name}",
+        "resourceVersion": version,
+        "timeoutSeconds": str(seconds),
+    }
+    timeout = (TIMEOUT[0], seconds + TIMEOUT[1])
+    doing = f"watch TrainJob {name}"
+    # What has changed is looked up: a watch that the server ends (410) says no more than one event.
+    with _answer(cluster, doing, _trainjobs(cluster), asked, timeout, fine=(410,)) as answer:
+        next(answer.stream(), None)
+
+
+def create(cluster: Cluster, manifest: Mapping[str, Any]) -> Object:
+    """The TrainJob as it was created (ExistsError); what the server does not know is refused."""
+    api: Any = client.CustomObjectsApi(cluster.api)
+    with cluster.errors(f"create TrainJob {manifest['metadata']['name']}"):
+        made: Object = api.create_namespaced_custom_object(
+            GROUP,
+            VERSION,
+            cluster.namespace,
+            PLURAL,
+            dict(manifest),
+            field_validation="Strict",
+            _request_timeout=TIMEOUT,
+        )
+    return made
+
+
+def delete(cluster: Cluster, job: Object) -> None:
+    """Have this very TrainJob deleted after all that it owns; it may be gone already."""
+    metadata = job["metadata"]
+    api: Any = client.CustomObjectsApi(cluster.api)
+    options = {"propagationPolicy": "Foreground", "preconditions": {"uid": metadata["uid"]}}
+    with contextlib.suppress(NotThereError), cluster.errors(f"delete TrainJob {metadata['name']}"):
+        api.delete_namespaced_custom_object(
+            GROUP,
+            VERSION,
+            cluster.namespace,
+            PLURAL,
+            metadata["name"],
+            body=options,
+            _request_timeout=TIMEOUT,
+        )
+
+
+def pods(cluster: Cluster, job: Object) -> list[Object]:
+    """The job's workers, replaced ones too, the oldest first."""
+    name = job["metadata"]["name"]
+    found = _get(
+        cluster,
+        f"list pods of TrainJob {name}",
+        f"/api/v1/namespaces/{cluster.namespace}/pods",
+        labelSelector=f"{_JOBSET}/jobset-name={name},{_JOBSET}/replicatedjob-name={CONTAINER}",
+    )
+    # A job of that name before this one may have pods that are still being deleted.
+    own = [pod for pod in found["items"] if _created(pod) >= _created(job)]
+    return sorted(own, key=_created)
+
+
+def rank(pod: Object) -> int:
+    """Which node of the training the pod is."""
+    return int((pod["metadata"].get("labels") or {}).get(_INDEX, 0))
+
+
+def events(cluster: Cluster, job: Object, name: str) -> list[Object]:
+    """The warnings about the object of that name since the job was created."""
+    found = _get(
+        cluster,
+        f"list events of TrainJob {job['metadata']['name']}",
+        f"/api/v1/namespaces/{cluster.namespace}/events",
+        fieldSelector=f"involvedObject.name={name}",
+    )
+    return [
+        event
+        for event in found["items"]
+        if event.get("type") == "Warning" and _last_seen(event) >= _created(job)
+    ]
+
+
+def workload(cluster: Cluster, job: Object) -> Object | None:
+    """What Kueue made of the job to queue it, where there is a Kueue, and it may be read."""
+    for api in _WORKLOADS:
+        path = f"/apis/{api}/namespaces/{cluster.namespace}/workloads"
+        query = {"labelSelector": f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"}
+        with cluster.errors("list workloads"), contextlib.suppress(client.ApiException):
+            with _raw(cluster, path, query) as answer:
+                return next(iter(json.loads(answer.read())["items"]), None)
+    return None
+
+
+@contextlib.contextmanager
+def log(cluster: Cluster, pod: str, **asked: str) -> Iterator[urllib3.BaseHTTPResponse]:
+    """The worker's log as a stream of bytes.
+
+    `asked` are parameters of the API; the client's own method for it does not know `sinceTime`.
+    """
+    path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}/log"
+    timeout = (TIMEOUT[0], _SILENCE)
+    query = {"container": CONTAINER, **asked}
+    with _answer(cluster, f"read the log of pod {pod}", path, query, timeout) as answer:
+        yield answer
+
+
+def time_of(text: str) -> datetime:
+    """A time as the API writes it."""
+    return datetime.fromisoformat(text)
+
+
+def _trainjobs(cluster: Cluster) -> str:
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{cluster.namespace}/{PLURAL}"
+
+
+def _created(obj: Object) -> datetime:
+    return time_of(obj["metadata"]["creationTimestamp"])
+
+
+def _last_seen(event: Object) -> datetime:
+    # Which of them is set depends on the API that the event was recorded by.
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    known = next((time for time in times if time), None)
+    return time_of(known) if known else _created(event)
+
+
+def _get(cluster: Cluster, doing: str, path: str, **query: str) -> Object:
+    with _answer(cluster, doing, path, query) as answer:
+        text = answer.read()
+    try:
+        found: Object = json.loads(text)
+    except ValueError as error:  # a page of something in between
+        raise TransientError(
+            f"{cluster.where}: failed to {doing}: that was no answer of Kubernetes: {text[:200]!r}"
+        ) from error
+    return found
+
+
+@contextlib.contextmanager
+def _answer(
+    cluster: Cluster,
+    doing: str,
+    path: str,
+    query: Mapping[str, str],
+    timeout: tuple[float, float] = TIMEOUT,
+    fine: tuple[int, ...] = (),
+) -> Iterator[urllib3.BaseHTTPResponse]:
+    with cluster.errors(doing), _raw(cluster, path, query, timeout, fine) as answer:
+        yield answer
+
+
+@contextlib.contextmanager
+def _raw(
+    cluster: Cluster,
+    path: str,
+    query: Mapping[str, str],
+    timeout: tuple[float, float] = TIMEOUT,
+    fine: tuple[int, ...] = (),
+) -> Iterator[urllib3.BaseHTTPResponse]:
+    """The answer as JSON or text, whatever models the client's version has of it (ApiException)."""
+    api: Any = cluster.api
+    headers = dict(api.default_headers)
+    for login in api.configuration.auth_settings().values():
+        headers[login["key"]] = login["value"]
+    answer = api.rest_client.pool_manager.request(
+        "GET",
+        f"{api.configuration.host}{path}?{urlencode(query)}",
+        headers=headers,
+        preload_content=False,
+        timeout=urllib3.Timeout(connect=timeout[0], read=timeout[1]),
+    )
+    with answer:
+        if not 200 <= answer.status < 300 and answer.status not in fine:
+            raise client.ApiException(http_resp=answer)
+        yield answer

@@ -1,0 +1,185 @@
+"""What is at the cluster already: the runtime, the shape that its Trainer wants, the run's own object."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from kubernetes import client
+
+from steps.entrypoint import Run
+from steps.errors import ConfigError, StepError
+from steps.train.params import TrainParams
+from steps.train.trainjob.cluster import TIMEOUT, Cluster, ExistsError, ForbiddenError
+from steps.train.trainjob.manifest import GROUP, NODE, PLURAL, VERSION, Api, Object, Runtime
+
+log = logging.getLogger(__name__)
+
+_SERVED: dict[str, Api] = {"runtimePatches": "v2.2", "podTemplateOverrides": "v2.1"}
+"""Field of a TrainJob by the shape that it tells."""
+_POLICIES = ("mpi", "jax", "xgboost", "flux")
+
+
+def find(cluster: Cluster, params: TrainParams) -> Runtime:
+    """The runtime of that name: the cluster's, or else the namespace's.
+
+    Raises ConfigError that lists those that are there, or says why one of that name cannot train;
+    ForbiddenError where it may be among those that cannot be seen.
+    """
+    hidden: ForbiddenError | None = None
+    there: list[str] = []
+    for kind in ("ClusterTrainingRuntime", "TrainingRuntime"):
+        try:
+            runtimes = _list(cluster, kind)
+        except ForbiddenError as error:
+            hidden = hidden or error
+            log.warning("%s; looking on without", error)
+            continue
+        for runtime in runtimes:
+            if runtime["metadata"]["name"] == params.runtime:
+                _check(runtime, f"{cluster.where}: {kind} {params.runtime}")
+                return Runtime.model_validate({"kind": kind, "name": params.runtime})
+        there += [f"{kind} {runtime['metadata']['name']}" for runtime in runtimes]
+    if hidden:
+        raise hidden
+    raise ConfigError(
+        f"{cluster.where}: there is no runtime {params.runtime!r} in the cluster or in namespace "
+        f"{cluster.namespace}; there are: {', '.join(there) or 'none'}; name one by --runtime, or "
+        "install this project's: kubectl apply -k manifests/trainer"
+    )
+
+
+def shape(cluster: Cluster, params: TrainParams, rendered: Callable[[Api], Object]) -> Api:
+    """The shape that the Trainer there takes: as the parameter says, or by asking.
+
+    The definition of TrainJobs tells it; who may not read that learns it from a dry run.
+    """
+    if params.trainer_api != "auto":
+        return params.trainer_api
+    api: Any = client.CustomObjectsApi(cluster.api)
+    name = f"{PLURAL}.{GROUP}"
+    try:
+        with cluster.errors(f"get CustomResourceDefinition {name}"):
+            definition = api.get_cluster_custom_object(
+                "apiextensions.k8s.io",
+                "v1",
+                "customresourcedefinitions",
+                name,
+                _request_timeout=TIMEOUT,
+            )
+    except ForbiddenError:
+        return _by_dry_run(cluster, rendered)
+    for version in definition["spec"]["versions"]:
+        if version["name"] == VERSION:
+            schema = version["schema"]["openAPIV3Schema"]
+            fields = schema["properties"]["spec"]["properties"]
+            for field, found in _SERVED.items():
+                if field in fields:
+                    return found
+    raise _too_old(cluster)
+
+
+def owner(cluster: Cluster, run: Run) -> Object | None:
+    """A reference to the engine's object of this run, which the TrainJob shall not outlive.
+
+    It is read off this pod: a reference to an object that the cluster does not have, as where the
+    credentials lead to another one, would have the TrainJob deleted at once.
+    """
+    pod = os.environ.get("POD_NAME") or os.environ.get("HOSTNAME", "")
+    if not run.bound.run_uid or not pod:
+        return None
+    api: Any = client.CoreV1Api(cluster.api)
+    try:
+        with cluster.errors(f"get Pod {pod}"):
+            found = api.read_namespaced_pod(pod, cluster.namespace, _request_timeout=TIMEOUT)
+    except StepError as error:
+        log.warning("the TrainJob will not be deleted with its run: %s", error)
+        return None
+    for reference in found.metadata.owner_references or []:
+        if reference.uid == run.bound.run_uid:
+            return {
+                "apiVersion": reference.api_version,
+                "kind": reference.kind,
+                "name": reference.name,
+                "uid": reference.uid,
+            }
+    return None
+
+
+def _list(cluster: Cluster, kind: str) -> list[Object]:
+    api: Any = client.CustomObjectsApi(cluster.api)
+    plural = f"{kind.lower()}s"
+    with cluster.errors(f"list {kind}s"):
+        if kind.startswith("Cluster"):
+            found = api.list_cluster_custom_object(GROUP, VERSION, plural, _request_timeout=TIMEOUT)
+        else:
+            found = api.list_namespaced_custom_object(
+                GROUP, VERSION, cluster.namespace, plural, _request_timeout=TIMEOUT
+            )
+    items: list[Object] = found["items"]
+    return items
+
+
+def _check(runtime: Object, where: str) -> None:
+    """Raise ConfigError for a runtime whose pods are not one group of training nodes."""
+    spec = runtime["spec"]
+    policies = [policy for policy in _POLICIES if policy in spec.get("mlPolicy", {})]
+    if policies:
+        raise ConfigError(
+            f"{where}: is made for {policies[0]}, not for torch: choose another --runtime"
+        )
+    jobs = spec["template"]["spec"].get("replicatedJobs", [])
+    names = [job["name"] for job in jobs]
+    if NODE not in names:
+        raise ConfigError(
+            f"{where}: has no replicated job {NODE!r} to train in (there are: "
+            f"{', '.join(names) or 'none'}): choose another --runtime"
+        )
+    if len(names) > 1:
+        others = ", ".join(name for name in names if name != NODE)
+        raise ConfigError(
+            f"{where}: runs {others} beside the training, which need what this pipeline does itself: "
+            "choose another --runtime"
+        )
+    pod = jobs[0]["template"]["spec"]["template"]["spec"]
+    if all(container["name"] != NODE for container in pod.get("containers", [])):
+        raise ConfigError(
+            f"{where}: has no container {NODE!r} to train in: choose another --runtime"
+        )
+    if "ttlSecondsAfterFinished" in spec["template"]["spec"]:
+        log.warning(
+            "%s: ttlSecondsAfterFinished removes what ran, whereupon Trainer runs it again: take it out",
+            where,
+        )
+
+
+def _by_dry_run(cluster: Cluster, rendered: Callable[[Api], Object]) -> Api:
+    api: Any = client.CustomObjectsApi(cluster.api)
+    for field, found in _SERVED.items():
+        try:
+            with cluster.errors("try out a TrainJob"):
+                api.create_namespaced_custom_object(
+                    GROUP,
+                    VERSION,
+                    cluster.namespace,
+                    PLURAL,
+                    rendered(found),
+                    dry_run="All",
+                    field_validation="Strict",
+                    _request_timeout=TIMEOUT,
+                )
+        except ExistsError:
+            pass  # this run's own, of an attempt before: its fields were known
+        except ConfigError as error:
+            if f'unknown field "spec.{field}' not in str(error):
+                raise
+            continue
+        return found
+    raise _too_old(cluster)
+
+
+def _too_old(cluster: Cluster) -> ConfigError:
+    return ConfigError(
+        f"{cluster.where}: its Kubeflow Trainer is older than 2.1: TrainJobs there cannot be given a "
+        "volume by --trainer-api v2.1 or v2.2; upgrade it"
+    )
