@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from steps import weights
 from steps.errors import ConfigError, VolumeError
@@ -18,8 +19,10 @@ from steps.train.backend import Job, Place
 from steps.train.estimate import Shape
 from steps.train.params import TrainParams
 from steps.train.tokenize import Limits, count_tokens
+from steps.train.trainjob import plan
 from steps.workspace import Workspace
 from tests.test_train import train, workspace_in
+from tests.test_trainjob_object import job_of, run_in
 from tests.tiny import make_model
 
 NODES = Place(
@@ -187,8 +190,7 @@ def test_the_estimate_of_the_disk_is_what_a_training_writes(tmp_path: Path) -> N
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
     done = train(workspace, base, *flags)
     assert done.returncode == 0, done.stderr
-    cpu = Place(1, 1, has_gpus=False, gpu_memory=None, memory=None, shm=None)
-    disk = estimate.disk(Shape.of(weights.outline(base)), params(**asked), cpu, rows=48)
+    disk = estimate.disk(Shape.of(weights.outline(base)), params(**asked), rows=48)
     checkpoints = workspace / "checkpoints"
     kept = [*checkpoints.glob("epoch-*"), *checkpoints.glob("samples-*")]
     assert disk.models == len(kept) + 1
@@ -208,7 +210,7 @@ def test_a_volume_that_is_too_small_is_told_before_the_training(tmp_path: Path) 
 
 
 def test_what_an_earlier_attempt_wrote_is_room_for_the_next(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
 ) -> None:
     workspace = Workspace(tmp_path)
     (workspace.checkpoints / "state-1").mkdir(parents=True)
@@ -221,10 +223,10 @@ def test_what_an_earlier_attempt_wrote_is_room_for_the_next(
     assert again is not None
     assert again - disk > 0.9 * (1 << 40)
     huge = replace(QWEN_7B, parameters=disk // 12)
-    preflight.refuse_want_of_room(huge, params(), NODES, workspace)
+    preflight.refuse_want_of_room(huge, params(), workspace)
     (workspace.checkpoints / "state-1" / "optimizer.bin").unlink()
     with pytest.raises(VolumeError):
-        preflight.refuse_want_of_room(huge, params(), NODES, workspace)
+        preflight.refuse_want_of_room(huge, params(), workspace)
 
 
 @pytest.mark.parametrize(
@@ -276,3 +278,23 @@ def test_a_step_without_a_dry_run_has_no_such_flag(tmp_path: Path) -> None:
     )
     assert refused.returncode == 64
     assert "--dry-run is not a flag" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("api", "key"), [("v2.1", "podTemplateOverrides"), ("v2.2", "runtimePatches")]
+)
+def test_the_trainjob_is_described_without_a_cluster_where_its_shape_is_named(
+    tmp_path: Path, api: str, key: str
+) -> None:
+    run = run_in(tmp_path)
+    told = plan.describe(job_of(run, trainer_api=api, workers=3), run)
+    object_ = yaml.safe_load(told)
+    assert object_["kind"] == "TrainJob"
+    assert object_["spec"]["trainer"]["numNodes"] == 3
+    assert key in object_["spec"]
+
+
+def test_a_trainjobs_place_is_what_its_pods_ask_for() -> None:
+    place = plan.place(params(workers=3, gpu=8, num_procs="4", memory="1.5Gi", shm_size="512Mi"))
+    assert (place.pods, place.processes, place.world) == (3, 4, 12)
+    assert (place.memory, place.shm) == (3 << 29, 1 << 29)

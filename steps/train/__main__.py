@@ -32,7 +32,7 @@ def check(params: TrainParams, run: Run) -> None:
         shape = Shape.of(preflight.check(base.folder, template))
         place = launcher.choose(params).place(params)
         preflight.refuse_want_of_memory(shape, params, place)
-        preflight.refuse_want_of_room(shape, params, place, run.workspace)
+        preflight.refuse_want_of_room(shape, params, run.workspace)
 
 
 def dry_run(params: TrainParams, run: Run) -> str:

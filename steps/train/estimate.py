@@ -25,7 +25,7 @@ weights themselves are mapped from their files and need not be there at once (me
 1.6 GB left 0.1 GB in memory).
 
 On the disk a full state is 12 P (parameters and moments), and so is the one before it until the
-new one is whole. A model is written in fp32 by the GPUs' worker, in its own type on a CPU.
+new one is whole. A model is written in the base model's own type.
 """
 
 from dataclasses import dataclass
@@ -170,12 +170,12 @@ class Disk:
         return self.models * self.model + self.states * self.state
 
 
-def disk(shape: Shape, params: TrainParams, place: Place, rows: int) -> Disk:
+def disk(shape: Shape, params: TrainParams, rows: int) -> Disk:
     """What a training on that many rows writes."""
     samples = rows * params.epochs
     by_samples = max(-(-samples // params.save_samples) - 1, 0) if params.save_samples else 0
     return Disk(
-        model=4 * shape.parameters if place.has_gpus else shape.weights,
+        model=shape.weights,
         models=1 + (params.epochs - 1 if params.save_epoch else 0) + by_samples,
         state=12 * shape.parameters,
         states=2 if params.epochs > 1 or by_samples else 1,

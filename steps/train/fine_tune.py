@@ -122,7 +122,7 @@ def _prepare(params: TrainParams, run: Run, base: Examined, *, dry: bool) -> _Pr
     preflight.refuse_want_of_memory(shape, params, place)
     tokenizer = ChatTokenizer.load(base.folder, template)
     rows = _tokenise(params, workspace, base.folder, tokenizer, model, dry=dry)
-    preflight.refuse_want_of_room(shape, params, place, workspace, rows.kept)
+    preflight.refuse_want_of_room(shape, params, workspace, rows.kept)
     job = Job(
         params=params,
         base=base.path,

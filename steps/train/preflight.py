@@ -91,13 +91,13 @@ def _refuse_memory(doing: str, needed: int, place: Place, advice: str) -> None:
 
 
 def refuse_want_of_room(
-    shape: Shape, params: TrainParams, place: Place, workspace: Workspace, rows: int = 0
+    shape: Shape, params: TrainParams, workspace: Workspace, rows: int = 0
 ) -> None:
     """Raise VolumeError where the volume cannot take the checkpoints; tell how much it will take.
 
     Where the number of rows is not known yet, models by samples are left out of account.
     """
-    disk = estimate.disk(shape, params, place, rows)
+    disk = estimate.disk(shape, params, rows)
     free = _free(workspace.checkpoints)
     if free is None:
         return
