@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 from steps import addresses, files, flags, logs, record
 from steps.errors import StepError, Terminated, UsageError, volume_error
@@ -56,12 +56,14 @@ def run(
     *,
     inputs: Callable[[P, Run], dict[str, Asset]],
     check: Callable[[P, Run], None],
+    dry_run: Callable[[P, Run], str] | None = None,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Run a step's command and leave with its exit code.
 
     `inputs` names what the step will read, which decides with the parameters whether the step is
-    done already; `check` does what can be known without the work; `main` does the work.
+    done already; `check` does what can be known without the work; `main` does the work. A step with
+    a `dry_run` has that flag too: what it returns goes to standard output.
     """
     if parent := os.environ.pop(PARENT, ""):
         from steps.signals import end_with_parent
@@ -73,15 +75,17 @@ def run(
     logs.set_up(params.step, "INFO")
     debug = "--verbosity=DEBUG" in arguments or "DEBUG" in arguments
     try:
-        values, bound, checking = _parse(params, arguments)
+        values, bound, mode = _parse(params, arguments, dry_run is not None)
         logs.set_up(params.step, bound.verbosity)
         debug = bound.verbosity == "DEBUG"
         _hide_secrets(values)
         signal.signal(signal.SIGTERM, _terminate)
         step_run = Run(bound)
-        if checking:
+        if mode == "check":
             check(values, step_run)
             log.info("check passed")
+        elif mode == "dry_run" and dry_run is not None:
+            sys.stdout.write(dry_run(values, step_run))
         else:
             _work(main, inputs, values, step_run)
     except StepError as error:
@@ -99,8 +103,10 @@ def run(
     sys.exit(0)
 
 
-def _parse(params: type[P], argv: Sequence[str]) -> tuple[P, Bound, bool]:
-    parser = flags.step_parser(params, Bound, prog=f"python -m steps.{params.step}")
+def _parse(
+    params: type[P], argv: Sequence[str], has_dry_run: bool
+) -> tuple[P, Bound, Literal["check", "dry_run", ""]]:
+    parser = flags.step_parser(params, Bound, f"python -m steps.{params.step}", has_dry_run)
     fields = {**Bound.model_fields, **params.model_fields}
     secret = {name for name, field in params.model_fields.items() if is_secret(field)}
     given, problems = flags.parse(parser, argv, [flags.flag(name) for name in fields])
@@ -110,7 +116,7 @@ def _parse(params: type[P], argv: Sequence[str]) -> tuple[P, Bound, bool]:
         else problem
         for problem in problems
     ]
-    checking = given.pop("check")
+    checking, dry = given.pop("check"), given.pop("dry_run", False)
     carried = {
         name: os.environ[flags.variable(name)]
         for name, field in params.model_fields.items()
@@ -126,7 +132,7 @@ def _parse(params: type[P], argv: Sequence[str]) -> tuple[P, Bound, bool]:
     problems += wrong + [problem for problem in wrong_bound if problem not in wrong]
     if problems or values is None or bound is None:
         raise UsageError("\n  ".join([*problems, f"see python -m steps.{params.step} --help"]))
-    return values, bound, checking
+    return values, bound, "check" if checking else "dry_run" if dry else ""
 
 
 def _work(

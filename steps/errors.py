@@ -91,15 +91,15 @@ _VOLUME_TEXTS = ("No space left on device", "enforce fail at inline_container.cc
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
-def volume_error(error: BaseException) -> VolumeError | None:
+def volume_error(error: BaseException, writing: Path | None = None) -> VolumeError | None:
     """The VolumeError behind `error`, where a volume that is full, broken or not ours caused it.
 
-    Libraries wrap the operating system's error in their own, so its causes are looked at too.
+    It names the file, or what was being written where the error does not tell which. Libraries wrap the operating system's error in their own, so its causes are looked at too.
     """
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in causes(error):
         if isinstance(seen, OSError) and seen.errno in _VOLUME_ERRNOS:
-            where = f"{seen.filename}: " if seen.filename else ""
+            name = seen.filename or writing
+            where = f"{name}: " if name else ""
             return VolumeError(
                 f"{where}{seen.strerror}: free or enlarge the volume, then run the same command"
             )
@@ -113,7 +113,17 @@ def volume_error(error: BaseException) -> VolumeError | None:
             text in str(seen) for text in _VOLUME_TEXTS
         ):
             return VolumeError(
-                f"the volume cannot be written ({seen}): free or enlarge it, then run the same command"
+                f"{writing or 'the volume'}: cannot be written ({seen}): free or enlarge the volume, "
+                "then run the same command"
             )
-        seen = seen.__cause__ or seen.__context__
     return None
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The error and all that caused it, the last the first."""
+    found: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        found.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    return found

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from steps.errors import StepError, volume_error
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
@@ -52,8 +54,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, StepError) and (known := volume_error(error, path)):
+            raise known from error  # libraries do not say what they could not write
         raise
     replace_folder(partial, path)
 
@@ -80,6 +84,15 @@ def sha256(path: Path) -> str:
     """The file's digest, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob(path: Path) -> str:
+    """The ID that git has for the file's content, in hex: what the hub publishes of small files."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def size(path: Path) -> int:

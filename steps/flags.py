@@ -148,7 +148,7 @@ def _json_or_text(text: str) -> Any:
 
 
 def step_parser(
-    params: type[BaseModel], bound: type[BaseModel], prog: str
+    params: type[BaseModel], bound: type[BaseModel], prog: str, has_dry_run: bool
 ) -> argparse.ArgumentParser:
     """The parser of a step's command, its flags in groups."""
     parser = Parser(prog=prog, description=params.__doc__)
@@ -181,11 +181,19 @@ def step_parser(
     for name, field in bound.model_fields.items():
         if name not in params.model_fields:
             add(engine, name, field)
-    engine.add_argument(
+    modes = engine.add_mutually_exclusive_group()
+    modes.add_argument(
         "--check",
         action="store_true",
         help="do what can be known without the work, write nothing, and leave",
     )
+    if has_dry_run:
+        modes.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="say from the data what the work will be, and what would be started or sent; "
+            "write nothing, and leave",
+        )
     return parser
 
 

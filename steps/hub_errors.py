@@ -1,6 +1,6 @@
 """What errors of the Hugging Face Hub, its client and `datasets` mean for a step."""
 
-from steps.errors import ConfigError, CredentialsError, DataError, StepError
+from steps.errors import ConfigError, CredentialsError, DataError, StepError, causes
 from steps.secrets import HF_TOKEN
 
 SECRET = f"the secret {HF_TOKEN.name} (key {HF_TOKEN.keys[0]})"
@@ -16,11 +16,11 @@ def refusal(
     """
     from huggingface_hub import errors, get_token
 
-    causes, status = _causes(error), _status(error)
+    chain, status = causes(error), _status(error)
     has_token = bool(token or get_token())
 
     def is_a(what: type[BaseException]) -> bool:
-        return any(isinstance(cause, what) for cause in causes)
+        return any(isinstance(cause, what) for cause in chain)
 
     if is_a(errors.OfflineModeIsEnabled):
         return ConfigError(
@@ -68,15 +68,15 @@ def passing(error: BaseException) -> str | None:
         ConnectionError,
         TimeoutError,
     )
-    causes = _causes(error)
-    if any(isinstance(cause, network) for cause in causes):
-        return f"no answer: {first_line(causes[-1])}"
+    chain = causes(error)
+    if any(isinstance(cause, network) for cause in chain):
+        return f"no answer: {first_line(chain[-1])}"
     return None
 
 
 def retry_after(error: BaseException) -> float | None:
     """Seconds after which the hub wants to be asked again, if it says so."""
-    for cause in _causes(error):
+    for cause in causes(error):
         response = getattr(cause, "response", None)
         if response is not None:
             text = str(response.headers.get("Retry-After", ""))
@@ -89,19 +89,9 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and all that caused it, the last the first."""
-    found: list[BaseException] = []
-    seen: BaseException | None = error
-    while seen is not None:
-        found.append(seen)
-        seen = seen.__cause__ or seen.__context__
-    return found
-
-
 def _status(error: BaseException) -> int:
     """The HTTP status of the hub's answer; 0 where there was none."""
-    for cause in _causes(error):
+    for cause in causes(error):
         response = getattr(cause, "response", None)
         if response is not None:
             return int(response.status_code)

@@ -44,6 +44,16 @@ def size(count: int) -> str:
     return f"{amount:,.3g} TB"
 
 
+def in_units(quantity: str) -> int:
+    """A Kubernetes quantity as a whole number: 64Gi is 68,719,476,736."""
+    number = quantity.rstrip("mkMGTPEi")
+    suffix = quantity.removeprefix(number)
+    if suffix == "m":
+        return int(float(number) / 1000)
+    base = 1024 if suffix.endswith("i") else 1000
+    return int(float(number) * base ** " kMGTPE".index(suffix[:1] or " "))
+
+
 def moment(time: datetime) -> str:
     """A time in UTC, to the second."""
     return f"{time:%Y-%m-%d %H:%M:%S} UTC"

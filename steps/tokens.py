@@ -44,8 +44,14 @@ class Encoded(NamedTuple):
     ids: list[int]
     labels: list[int]
     """The ids that count in the loss; MASKED elsewhere."""
+    turns: int
+    """The assistant's turns."""
     stops: int
-    """How many assistant turns have their end-of-turn token in the loss."""
+    """How many of them have their end-of-turn token in the loss."""
+    calls: int
+    """Calls of tools in those turns."""
+    calls_lost: int
+    """How many of them are not in the loss: the chat template leaves them out."""
 
     @property
     def trained(self) -> int:
@@ -134,9 +140,9 @@ class ChatTokenizer:
         """How many tokens the text is."""
         return len(self._plain.encode(text, add_special_tokens=False).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, without special tokens."""
-        return self._plain.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of ids, with special tokens only where they are asked for."""
+        return self._plain.decode(list(ids), skip_special_tokens=not special)
 
     @functools.cached_property
     def stop_ids(self) -> list[int]:
@@ -234,16 +240,25 @@ class ChatTokenizer:
             raise TemplateError("the chat template renders no assistant turn", index)
         roles = [m["role"] for m in row["messages"] if m["role"] in _learnt_roles(row)]
         labels = [MASKED] * len(ids)
-        stops = 0
+        turns = stops = 0
         for number, (first, last, _) in enumerate(regions):
             following = regions[number + 1][0] if number + 1 < len(regions) else len(ids)
             # Regions and roles agree unless the template drops turns; then all are the assistant's.
             if len(roles) != len(regions) or roles[number] == "assistant":
+                turns += 1
                 stop = self._stop(ids, last, following)
                 if stop is not None:
                     last, stops = stop + 1, stops + 1
             labels[first:last] = ids[first:last]
-        return Encoded(ids, labels, stops)
+        calls = _called(row["messages"])
+        lost = self._left_out(calls, labels) if calls else 0
+        return Encoded(ids, labels, turns, stops, len(calls), lost)
+
+    def _left_out(self, calls: Sequence[str], labels: Sequence[int]) -> int:
+        """How many of the calls are not in what is learnt, known by the names of their functions."""
+        learnt = [label for label in labels if label != MASKED]
+        text = self.decode(learnt, special=True)
+        return sum(max(0, calls.count(name) - text.count(name)) for name in set(calls))
 
     def _stop(self, ids: list[int], start: int, end: int) -> int | None:
         """Where the turn's last token is: the end of sequence, else the template's own."""
@@ -283,6 +298,17 @@ def read_template(path: Path) -> str:
 def use_all_cores() -> None:
     """Let `encode` work on all cores: the tokenizers library asks for it by name."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+
+def _called(messages: Sequence[Message]) -> list[str]:
+    """The names of the functions that the assistant calls, once a call."""
+    calls = [
+        call
+        for message in messages
+        if message["role"] == "assistant"
+        for call in message.get("tool_calls") or ()
+    ]
+    return [(call.get("function") or call)["name"] for call in calls]
 
 
 def _learnt_roles(row: Mapping[str, Any]) -> set[str]:

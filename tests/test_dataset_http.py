@@ -68,7 +68,7 @@ def test_a_server_that_is_not_there_is_exit_code_75(
 ) -> None:
     with Files() as server:
         gone = server.url
-    monkeypatch.setattr("steps.dataset.sources.download.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("steps.retries.FIRST_WAIT", 0.0)
     with pytest.raises(TransientError, match="no answer: Connection refused, 6 times in a row"):
         check(tmp_path, gone + PATH)
 
@@ -119,7 +119,7 @@ def test_a_server_without_ranges_is_read_from_the_start_again(tmp_path: Path) ->
 def test_a_server_that_always_drops_at_the_same_place_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steps.dataset.sources.download.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("steps.retries.FIRST_WAIT", 0.0)
     with Files(ranges=False) as server:
         server.answer(PATH, *[Answer(cut=1000, content=jsonl(ROWS))] * 20)
         with pytest.raises(TransientError, match="the connection broke"):

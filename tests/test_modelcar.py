@@ -82,6 +82,7 @@ def test_links_inside_the_image_are_followed_without_a_copy(tmp_path: Path) -> N
     assert len(found) == 5
     model = tmp_path / "model"
     assert (model / "model.safetensors").samefile(model / "blobs" / "w")
+    assert (model / "hard.safetensors").samefile(model / "blobs" / "w")
     assert not any(path.is_symlink() for path in model.rglob("*"))
 
 
@@ -107,6 +108,24 @@ def test_a_member_that_escapes_or_is_no_file_is_refused(tmp_path: Path, told: st
     with pytest.raises(DataError) as refused:
         unpack(tmp_path, tar(MODEL, ESCAPES[told]))
     assert told in str(refused.value)
+
+
+def test_a_file_that_is_larger_than_its_layer_is_refused(tmp_path: Path) -> None:
+    sparse = member("models/zeros.safetensors")
+    sparse.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.map": f"{1 << 20},0",
+        "GNU.sparse.size": str(1 << 20),
+    }
+    with pytest.raises(DataError, match="is sparse"):
+        unpack(tmp_path, tar(MODEL, [sparse]))
+
+
+def test_more_files_than_any_model_has_are_refused(tmp_path: Path) -> None:
+    header = member("etc/x").tobuf()
+    with pytest.raises(DataError, match="hold more than 200,000 files"):
+        unpack(tmp_path, header * 200_001 + tar(MODEL))
 
 
 def test_an_image_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Base models from a real registry, copied by the real skopeo."""
 
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.servers.registry import PASSWORD, Registry, tar
+from tests.servers.tls import self_signed
 
 pytestmark = pytest.mark.oci
 
@@ -208,3 +211,97 @@ def test_an_image_whose_member_escapes_is_refused(
     assert "which leads out of the image; refused" in refused.stderr
     assert cached(tmp_path) == []
     assert not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_a_registry_with_a_certificate_of_its_own_is_trusted_by_its_ca(tmp_path: Path) -> None:
+    _, ca = self_signed(tmp_path)
+    (tmp_path / "ca.pem").write_text(ca)
+    with Registry(tmp_path / "registry", certificate=tmp_path / "server.pem") as registry:
+        registry.push("acme/tiny:1", LAYERS)
+        command = [sys.executable, "-m", "tests.toy.fetch", f"--workspace={tmp_path / 'run'}"]
+        command += [f"--model=oci://{registry.host}/acme/tiny:1"]
+        secret = {"OCI_PULL_SECRET_MODEL_DOWNLOAD": registry.pull_secret()}
+        environment = {**os.environ, **registry.environment, **secret}
+        refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert refused.returncode == 78, refused.stderr
+        assert "SSL_CERT_FILE" in refused.stderr
+        trusting = {**environment, "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+        done = subprocess.run(command, env=trusting, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_of_an_index_an_image_is_taken_whatever_its_platform(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    for architecture in ("amd64", "arm64"):
+        digest = registry.push("acme/index:1", LAYERS, index_for=architecture)
+        done = fetch("acme/index:1", workspace=architecture)
+        assert done.returncode == 0, done.stderr
+        assert recorded(tmp_path / architecture)["revision"] == digest
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])
+def test_a_layer_that_comes_damaged_is_never_used(
+    registry: Registry, fetch: Fetch, tmp_path: Path, damage: str
+) -> None:
+    layer = tar({"models/model.safetensors": damage * 5000})
+    registry.push(f"acme/{damage}:1", [*LAYERS, layer])
+    blob = registry.blob(gzip.compress(layer, mtime=0))
+    whole = blob.read_bytes()
+    if damage == "gone":
+        blob.unlink()
+    else:
+        blob.write_bytes(whole[:-100] if damage == "truncated" else whole[:-1] + b"x")
+    failed = fetch(f"acme/{damage}:1")
+    assert failed.returncode in (65, 75), failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert cached(tmp_path) == []
+    blob.write_bytes(whole)
+    done = fetch(f"acme/{damage}:1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_layers_that_unpack_to_more_than_a_model_are_refused(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    bomb = tar({"models/zeros.safetensors": "0" * (300 << 20)})
+    registry.push("acme/bomb:1", [*LAYERS, bomb])
+    refused = fetch("acme/bomb:1")
+    assert refused.returncode == 65, refused.stderr
+    assert "as no model's do; refused" in refused.stderr
+    assert cached(tmp_path) == []
+
+
+def test_a_killed_copy_leaves_neither_the_secret_nor_a_process_and_is_begun_anew(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    digest = registry.push("acme/killed:1", LAYERS)
+    scratch, bin_ = tmp_path / "scratch", tmp_path / "bin"
+    for folder in (scratch, bin_):
+        folder.mkdir()
+    os.mkfifo(bin_ / "copying")
+    real = shutil.which("skopeo")
+    # Waits where the real one would be copying.
+    (bin_ / "skopeo").write_text(
+        f'#!/bin/sh\ncase "$*" in *" copy "*) cat $(echo "$*" | sed "s/.*--authfile \\([^ ]*\\).*/\\1/")'
+        f" > {bin_}/auth; exec 9> {bin_}/copying; echo begun >&9; sleep 30 9>&-; echo lived >&9;; esac\n"
+        f'exec {real} "$@"\n'
+    )
+    (bin_ / "skopeo").chmod(0o755)
+    command = [sys.executable, "-m", "tests.toy.fetch", f"--workspace={tmp_path / 'run'}"]
+    command += [f"--model=oci://{registry.host}/acme/killed:1", f"--cache={tmp_path / 'cache'}"]
+    secret = {"OCI_PULL_SECRET_MODEL_DOWNLOAD": registry.pull_secret(), "TMPDIR": str(scratch)}
+    path = {"PATH": f"{bin_}:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        command, env={**os.environ, **registry.environment, **secret, **path}, stderr=-1
+    ) as step:
+        with (bin_ / "copying").open() as copying:
+            assert copying.readline() == "begun\n"
+            step.kill()
+            assert copying.read() == "", "the copy went on"
+        step.communicate(timeout=60)
+    assert json.loads((bin_ / "auth").read_text()) == json.loads(registry.pull_secret())
+    assert list(scratch.iterdir()) == []
+    assert cached(tmp_path) == [f".{digest.replace(':', '-')}.partial"]
+    assert fetch("acme/killed:1").returncode == 0
+    assert cached(tmp_path) == [digest.replace(":", "-")]

@@ -167,6 +167,7 @@ def test_a_volume_that_takes_no_checkpoint_is_told_as_such(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
     )
     assert full.returncode == 74, full.stderr
+    assert f"{workspace / 'checkpoints' / 'state-000000006'}" in full.stderr
     assert "enlarge" in full.stderr
     assert "Traceback" not in full.stderr
     assert not list((workspace / "checkpoints").glob("state-*"))
@@ -331,10 +332,10 @@ def test_the_log_says_what_is_trained_on_and_what_is_left_out(tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert f"training on {kept} of 48 rows" in done.stderr
-    assert f"{longest} in the longest row; 12 rows are held out" in done.stderr
+    assert f"{longest} in the longest row of {longest} allowed; 12 rows are held out" in done.stderr
     dropped = f"{48 - kept} longer than {longest} tokens (--max-seq-len)"
     assert f"rows left out: {dropped}" in done.stderr
-    assert "1 optimizer steps: 1 epoch(s) of 1, up to 100 rows each" in done.stderr
+    assert f"1 optimizer steps: 1 epoch(s) of 1, {kept} rows each" in done.stderr
     assert f"all {kept} rows are one step" in done.stderr
     assert "the warm-up of 3 steps outlasts the training" in done.stderr
     assert "on 1 threads of the CPU" in done.stderr

@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 
+from steps.errors import ConfigError
 from steps.tokens import ChatTokenizer
-from steps.train import checkpoints, instructlab
+from steps.train import checkpoints, cpu, instructlab
 from steps.train.backend import Job
+from steps.train.node import Node, this_node
 from steps.train.params import TrainParams
 from steps.train.rank import _alike_on_all_ranks
 from steps.train.tokenize import write_tokens
 from tests.conftest import ROOT
 from tests.test_training_cpu import write_chats
-from tests.tiny import make_model
+from tests.tiny import CHATML, make_model
 
 ROWS = 300
 HARDWARE = ROOT / "tests" / "cuda_on_cpu"

@@ -10,14 +10,14 @@ from pathlib import Path
 from steps import claims, files
 from steps.base_model.folder import Folder
 from steps.base_model.hub import HubModel
-from steps.base_model.model import ModelSource, Source
+from steps.base_model.model import Examined, ModelSource, Source
 from steps.base_model.modelcar import Modelcar
 from steps.entrypoint import Run
 from steps.errors import UsageError
 from steps.record import Asset
 from steps.workspace import Workspace
 
-__all__ = ["ModelSource", "check", "pinned", "resolve"]
+__all__ = ["Examined", "ModelSource", "check", "pinned", "resolve"]
 
 
 def resolve(uri: str, run: Run, *, hf_token: str, pull_secret: str = "") -> ModelSource:
@@ -30,8 +30,8 @@ def resolve(uri: str, run: Run, *, hf_token: str, pull_secret: str = "") -> Mode
     return _source(uri, run, hf_token, pull_secret).fetch()
 
 
-def check(uri: str, run: Run, *, hf_token: str, pull_secret: str = "") -> Path | None:
-    """The folder of the base model's config and tokenizer, in seconds; no weights are fetched.
+def check(uri: str, run: Run, *, hf_token: str, pull_secret: str = "") -> Examined | None:
+    """The base model's config and tokenizer, in seconds; no weights are fetched.
 
     None where they show only once all is fetched. Raises what `resolve` would raise, as far as it shows without them.
     """

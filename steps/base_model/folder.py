@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps import files
-from steps.base_model.model import ModelSource, examine
+from steps.base_model.model import Examined, ModelSource, examine
 from steps.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Folder:
         """Itself: a folder has no revisions, only its digest."""
         return self
 
-    def check(self) -> Path:
+    def check(self) -> Examined:
         """See Source."""
         if not self.path.is_dir():
             what = "a file, not a folder" if self.path.exists() else "not there"
@@ -39,7 +39,7 @@ class Folder:
                         f"{entry}: a Git LFS pointer, not the file; run `git lfs pull` there"
                     )
         examine(self.uri, {entry.name for entry in entries}, self._read)
-        return self.path
+        return Examined(self.path, self.path)
 
     def fetch(self) -> ModelSource:
         """See Source. Reads every file for the digest."""

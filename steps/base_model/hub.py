@@ -5,11 +5,9 @@ The client checks the length of what it downloads, but not the bytes; here they 
 
 import atexit
 import contextlib
-import hashlib
 import logging
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from steps import files
 from steps.base_model.folder import Folder
-from steps.base_model.model import ModelSource, examine
+from steps.base_model.model import Examined, ModelSource, examine
 from steps.errors import DataError, StepError, TransientError, UsageError
 from steps.hub_errors import SECRET, first_line, passing, refusal, retry_after
 from steps.progress import progress
 from steps.quantities import size
+from steps.retries import TryAgain, persist
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -31,9 +30,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_WAITS = (1.0, 2.0, 4.0)
-"""Seconds between the attempts at a question that the client itself asks only once."""
-_LONGEST_WAIT = 60.0
 
 # Weights of other frameworks and copies of the same ones; nothing here loads them.
 _OTHER_WEIGHTS = re.compile(
@@ -59,7 +55,7 @@ class HubModel:
         """The model at a commit."""
         return replace(self, revision=revision)
 
-    def check(self) -> Path:
+    def check(self) -> Examined:
         """See Source. Config and tokenizer are fetched to a folder that ends with this process."""
         if self._is_here():
             return Folder(
@@ -74,7 +70,8 @@ class HubModel:
             for file in _wanted(information):
                 if _READ_FIRST.fullmatch(file.rfilename):
                     apart._file(file, str(information.sha))
-            return apart._snapshot(str(information.sha))
+            commit = str(information.sha)
+            return Examined(apart._snapshot(commit), self._snapshot(commit))
 
     def fetch(self) -> ModelSource:
         """See Source. A commit that is whole in the cache is not asked for again."""
@@ -122,16 +119,29 @@ class HubModel:
             log.warning(
                 "no Hugging Face token: gated and private models are refused without %s", SECRET
             )
-        return _persist(
-            lambda: HfApi().model_info(
-                self.repository,
-                revision=self.revision,
-                files_metadata=True,
-                timeout=30,
-                token=self.token or None,
+        return persist(
+            lambda: self._ask(
+                lambda: HfApi().model_info(
+                    self.repository,
+                    revision=self.revision,
+                    files_metadata=True,
+                    timeout=30,
+                    token=self.token or None,
+                )
             ),
             self.repository,
         )
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """The hub's answer; TryAgain where the failure may pass."""
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's own
+
+        try:
+            return question()
+        except HTTPError as error:
+            if reason := passing(error):
+                raise TryAgain(reason, retry_after(error)) from error
+            raise
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -213,7 +223,7 @@ class HubModel:
             raise TransientError(
                 f"{self.repository}: {file.rfilename}: {first_line(error)}; try again later"
             ) from error
-        found = files.sha256(path) if file.lfs else _git_blob(path)
+        found = files.sha256(path) if file.lfs else files.git_blob(path)
         published = file.lfs.sha256 if file.lfs else file.blob_id
         if found != published:
             path.resolve().unlink()
@@ -240,29 +250,6 @@ def _wanted(information: "ModelInfo") -> list["RepoSibling"]:
 def _is_of_the_model(name: str) -> bool:
     """Folders below hold other formats; the only one that transformers reads is the templates'."""
     return "/" not in name or name.startswith("additional_chat_templates/")
-
-
-def _persist(question: Callable[[], T], name: str) -> T:
-    """The answer; asked again, after a wait, where the failure may pass."""
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's own
-
-    for wait in _WAITS:
-        try:
-            return question()
-        except HTTPError as error:
-            if not passing(error):
-                raise
-            asked = retry_after(error)
-            log.warning("%s: %s; trying again", name, first_line(error))
-            time.sleep(wait if asked is None else min(asked, _LONGEST_WAIT))
-    return question()
-
-
-def _git_blob(path: Path) -> str:
-    """The file's ID in git, which is what the hub publishes of small files."""
-    content = path.read_bytes()
-    header = f"blob {len(content)}\0".encode()
-    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
 def _bar(update: Callable[[int], None], done: int) -> type:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from steps.errors import DataError
 from steps.record import Asset
@@ -35,14 +35,23 @@ class ModelSource:
         return Asset(path=path, uri=self.uri, revision=self.revision, sha256=self.sha256)
 
 
+class Examined(NamedTuple):
+    """A base model that was looked into."""
+
+    folder: Path
+    """Where its config and tokenizer can be read, as long as this process lives."""
+    path: Path
+    """Where it lies once it is fetched."""
+
+
 class Source(Protocol):
     """A place that base models come from."""
 
     def at(self, revision: str) -> "Source":
         """The same model at a fixed revision."""
 
-    def check(self) -> Path | None:
-        """The folder of the model's config and tokenizer, in seconds; no weights are fetched.
+    def check(self) -> Examined | None:
+        """The model's config and tokenizer, in seconds; no weights are fetched.
 
         None where they show only once all is fetched: an image that is not in the cache. Raises
         the StepErrors that `fetch` would raise.

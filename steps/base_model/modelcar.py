@@ -18,7 +18,7 @@ from pathlib import Path
 from steps import files
 from steps.base_model import skopeo
 from steps.base_model.folder import Folder
-from steps.base_model.model import ModelSource
+from steps.base_model.model import Examined, ModelSource
 from steps.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 _REFERENCE = re.compile(
     r"(?P<name>[^@\s/]+/[^@\s]+?)(?P<tag>:\w[\w.-]{0,127})?(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
+_MOST_MEMBERS = 200_000
+"""Of an image: each is held in memory. An operating system with Python has a tenth of that."""
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
@@ -56,7 +58,7 @@ class Modelcar:
         """The image of that digest."""
         return replace(self, digest=revision)
 
-    def check(self) -> Path | None:
+    def check(self) -> Examined | None:
         """See Source. Only an image in the cache can be looked into."""
         digest = skopeo.manifest_digest(self._image(self.digest), self.pull_secret)
         folder = self._folder(digest)
@@ -115,7 +117,7 @@ def extract(where: str, layers: list[Path], folder: Path) -> None:
         chosen = {path: _followed(where, path, overlaid) for path in _below(root, overlaid)}
         for layer in layers:
             with tarfile.open(layer, "r:") as tar:
-                _write(where, tar, layer, chosen, root, folder)
+                _write(tar, layer, chosen, root, folder)
     except tarfile.TarError as error:
         raise DataError(f"{where}: a layer cannot be read: {error}") from error
     except (FileExistsError, NotADirectoryError) as error:
@@ -125,9 +127,21 @@ def extract(where: str, layers: list[Path], folder: Path) -> None:
 def _overlay(where: str, layers: list[Path]) -> dict[str, _File]:
     """What the image shows: the files of each layer over those of the layers below."""
     shown: dict[str, _File] = {}
+    count = 0
     for layer in layers:
+        members: dict[str, tarfile.TarInfo] = {}
         with tarfile.open(layer, "r:") as tar:
-            members = {_inside(where, member.name): member for member in tar.getmembers()}
+            for member in tar:
+                count += 1
+                if count > _MOST_MEMBERS:
+                    raise DataError(
+                        f"{where}: its layers hold more than {_MOST_MEMBERS:,} files, as no "
+                        "model's do; refused"
+                    )
+                path = _inside(where, member.name)
+                if member.islnk():  # another name of a file that stands before it in its layer
+                    member = members.get("/".join(_parts(member.linkname)), member)
+                members[path] = member
         gone = set()
         for path, member in members.items():
             parent, name = posixpath.split(path)
@@ -148,10 +162,14 @@ def _overlay(where: str, layers: list[Path]) -> dict[str, _File]:
 
 def _inside(where: str, name: str) -> str:
     """The member's path from the image's root."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
+    parts = _parts(name)
     if ".." in parts:
         raise DataError(f"{where}: a layer holds {name!r}, which leads out of the image; refused")
     return "/".join(parts)
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.split("/") if part not in ("", ".")]
 
 
 def _hiding(path: str) -> Iterator[str]:
@@ -196,13 +214,22 @@ def _followed(where: str, path: str, shown: dict[str, _File]) -> _File:
             )
         file = shown[path]
         seen.add(path)
-    if not (file.member.isreg() or file.member.islnk()):
+    if file.member.islnk():
+        raise DataError(
+            f"{where}: the hard link {file.member.name!r} -> {file.member.linkname!r} leads to no "
+            "file of its layer; refused"
+        )
+    if file.member.issparse():
+        raise DataError(
+            f"{where}: {file.member.name!r} is sparse, as no model's files are; refused"
+        )
+    if not file.member.isreg():
         raise DataError(f"{where}: {file.member.name!r} is neither a file nor a link; refused")
     return file
 
 
 def _write(
-    where: str, tar: tarfile.TarFile, layer: Path, chosen: dict[str, _File], root: str, folder: Path
+    tar: tarfile.TarFile, layer: Path, chosen: dict[str, _File], root: str, folder: Path
 ) -> None:
     """Write the chosen files of one layer; one that goes by several names is there once."""
     written: dict[int, Path] = {}
@@ -215,15 +242,7 @@ def _write(
         if first is not target:
             os.link(first, target)
             continue
-        try:
-            # A hard link is followed inside its own layer, which is where its target must be.
-            content = tar.extractfile(file.member)
-        except KeyError:
-            content = None
-        if content is None:
-            raise DataError(
-                f"{where}: the hard link {file.member.name!r} -> {file.member.linkname!r} leads to "
-                "no file of its layer; refused"
-            )
+        content = tar.extractfile(file.member)
+        assert content is not None  # it is a regular file
         with content, target.open("xb") as out:
             shutil.copyfileobj(content, out, 1 << 20)

@@ -3,10 +3,13 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,16 @@ from steps.errors import (
     UsageError,
     VolumeError,
 )
+from steps.quantities import size
+from steps.signals import end_with_parent
 from steps.train.params import PULL_SECRET
 
 _SECRET = f"the secret {PULL_SECRET.name!r} (key {PULL_SECRET.keys[0]})"
 
-# A model has no platform; on a machine of another kind skopeo would refuse an index.
-_PLATFORM = ("--override-os", "linux", "--override-arch", "amd64")
+_ARCHITECTURE = "amd64"
+# Weights hardly compress, and what is around them is small: more than this is no model.
+_MOST_TIMES, _MOST_BESIDE = 20, 256 << 20
+_LOOKS_EVERY = 0.5
 
 # What skopeo 1.9 to 1.20 and the registries behind it write to standard error.
 _FAILURES: tuple[tuple[str, type[StepError], str], ...] = (
@@ -45,7 +52,7 @@ _FAILURES: tuple[tuple[str, type[StepError], str], ...] = (
     (
         r"x509|server gave HTTP response",
         ConfigError,
-        "give skopeo the registry's CA, see containers-certs.d(5) and containers-registries.conf(5)",
+        "name the file of the registry's CA in SSL_CERT_FILE (on a cluster: ca_bundle)",
     ),
     (
         r"policy\.json|signature|Source image rejected",
@@ -60,28 +67,75 @@ def manifest_digest(image: str, pull_secret: str) -> str:
 
     Raises as `copy_layers` does.
     """
-    answer = _run("inspect", pull_secret, "--raw", f"docker://{image}", timeout="2m")
-    return f"sha256:{hashlib.sha256(answer).hexdigest()}"
+    return f"sha256:{hashlib.sha256(_manifest(image, pull_secret)).hexdigest()}"
 
 
 def copy_layers(image: str, pull_secret: str, folder: Path) -> list[Path]:
-    """Copy the image into `folder`; its layers as plain tar files, the lowest first.
+    """Copy the image, named by its digest, into `folder`; its layers as plain tar files, lowest first.
 
     Raises CredentialsError, DataError or UsageError as the registry refuses the image,
     TransientError where it does not answer, ConfigError where skopeo is missing or set up wrongly.
     """
+    manifest = json.loads(_manifest(image, pull_secret))
+    if "manifests" in manifest:
+        image = f"{image.rpartition('@')[0]}@{_chosen(manifest['manifests'])}"
+        manifest = json.loads(_manifest(image, pull_secret))
+    compressed = sum(layer["size"] for layer in manifest.get("layers", []))
     # The `dir` transport takes apart every compression (zstd too) and keeps what is uncompressed.
-    _run("copy", pull_secret, "--dest-decompress", f"docker://{image}", f"dir:{folder}")
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    return [folder / layer["digest"].partition(":")[2] for layer in manifest["layers"]]
+    _run(
+        "copy",
+        pull_secret,
+        "--dest-decompress",
+        f"docker://{image}",
+        f"dir:{folder}",
+        watch=partial(_refuse_bomb, image, folder, compressed),
+    )
+    copied = json.loads((folder / "manifest.json").read_bytes())
+    return [folder / layer["digest"].partition(":")[2] for layer in copied["layers"]]
 
 
-def _run(command: str, pull_secret: str, *arguments: str, timeout: str = "0") -> bytes:
-    """Standard output of a skopeo command on an image; a timeout of 0 is none."""
-    with _auth_file(pull_secret) as options:
-        line = ["skopeo", *_PLATFORM, "--command-timeout", timeout, command, "--retry-times", "3"]
+def _manifest(image: str, pull_secret: str) -> bytes:
+    return _run("inspect", pull_secret, "--raw", f"docker://{image}", timeout="2m")
+
+
+def _chosen(images: list[dict[str, Any]]) -> str:
+    """The digest of an image of an index: a model is the same on every platform, one is preferred."""
+    platforms = [image.get("platform", {}).get("architecture") for image in images]
+    # Attestations stand in an index as images of the architecture `unknown`.
+    known = [number for number, name in enumerate(platforms) if name != "unknown"]
+    preferred = [number for number in known if platforms[number] == _ARCHITECTURE]
+    digest: str = images[(preferred or known or [0])[0]]["digest"]
+    return digest
+
+
+def _refuse_bomb(image: str, folder: Path, compressed: int) -> None:
+    """Raise DataError where the layers have become more than those of a model ever do."""
+    found, most = 0, _MOST_TIMES * compressed + _MOST_BESIDE
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):  # skopeo renames what is whole
+            found += entry.stat().st_size
+    if found > most:
+        raise DataError(
+            f"oci://{image}: its layers, {size(compressed)} in the registry, unpack to more than "
+            f"{size(most)}, as no model's do; refused"
+        )
+
+
+def _run(
+    command: str,
+    pull_secret: str,
+    *arguments: str,
+    timeout: str = "0",
+    watch: Callable[[], None] = lambda: None,
+) -> bytes:
+    """Standard output of a skopeo command on an image; a timeout of 0 is none.
+
+    What `watch` raises while the command works ends it.
+    """
+    with _auth_file(pull_secret) as (options, handles):
+        line = ["skopeo", "--command-timeout", timeout, command, "--retry-times", "3"]
         try:
-            done = subprocess.run([*line, *options, *arguments], capture_output=True, check=False)
+            done = _watched([*line, *options, *arguments], handles, watch)
         except FileNotFoundError as error:
             raise ConfigError(
                 "skopeo is not installed, which copies oci:// models; install it (apt-get install "
@@ -92,6 +146,30 @@ def _run(command: str, pull_secret: str, *arguments: str, timeout: str = "0") ->
         told = done.stderr.decode(errors="replace")
         raise _error(image.replace("docker://", "oci://"), told)
     return done.stdout
+
+
+def _watched(
+    words: list[str], handles: Sequence[int], watch: Callable[[], None]
+) -> "subprocess.CompletedProcess[bytes]":
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=handles,
+        # A step that is killed must not leave a copy going on.
+        preexec_fn=partial(end_with_parent, os.getpid()),
+    ) as process:
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    output, told = process.communicate(timeout=_LOOKS_EVERY)
+                    break
+                watch()
+            watch()
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, output, told)
 
 
 def _error(image: str, told: str) -> StepError:
@@ -110,17 +188,27 @@ def _message(told: str) -> str:
 
 
 @contextlib.contextmanager
-def _auth_file(pull_secret: str) -> Iterator[list[str]]:
-    """Options that have skopeo read the secret, from a file that only this user can read."""
+def _auth_file(pull_secret: str) -> Iterator[tuple[list[str], list[int]]]:
+    """Options that have skopeo read the secret, from a file that only this user can read.
+
+    On Linux it has no name, so that it goes with the processes that hold it, however they end; these
+    are handed its descriptor.
+    """
     if not pull_secret:
-        yield []
+        yield [], []
         return
     _hide(_docker_config(pull_secret))
+    if sys.platform == "linux":
+        with tempfile.TemporaryFile(prefix="sft-") as file:
+            file.write(pull_secret.encode())
+            file.flush()
+            yield ["--authfile", f"/proc/self/fd/{file.fileno()}"], [file.fileno()]
+        return
     with tempfile.TemporaryDirectory(prefix="sft-") as folder:
         path = Path(folder, "auth.json")
         path.touch(mode=0o600)
         path.write_text(pull_secret)
-        yield ["--authfile", str(path)]
+        yield ["--authfile", str(path)], []
 
 
 def _docker_config(pull_secret: str) -> dict[str, Any]:

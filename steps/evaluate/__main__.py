@@ -18,11 +18,11 @@ def check(params: EvaluateParams, run: Run) -> None:
     """lm-eval knows the tasks, and a given model is one."""
     tasks.check(params)
     if params.model:
-        folder = base_model.check(params.model, run, hf_token=_token(params))
-        if folder:
+        found = base_model.check(params.model, run, hf_token=_token(params))
+        if found:
             from steps import weights
 
-            weights.outline(folder)
+            weights.outline(found.folder)
 
 
 def inputs(params: EvaluateParams, run: Run) -> dict[str, Asset]:

@@ -18,6 +18,7 @@ from steps.errors import (
     StepError,
     TransientError,
     UsageError,
+    causes,
     volume_error,
 )
 from steps.evaluate.params import EvaluateParams
@@ -212,7 +213,7 @@ def _told(task: str, error: Exception) -> StepError:
     from huggingface_hub import get_token, is_offline_mode
 
     known = (DatasetNotFoundError, HTTPError, ConnectionError, TimeoutError)
-    cause = next((link for link in _causes(error) if isinstance(link, known)), error)
+    cause = next((link for link in causes(error) if isinstance(link, known)), error)
     status = getattr(getattr(cause, "response", None), "status_code", None)
     if volume := volume_error(error):
         return volume
@@ -234,10 +235,3 @@ def _told(task: str, error: Exception) -> StepError:
     if isinstance(cause, HTTPError | ConnectionError | TimeoutError) and may_pass:
         return TransientError(f"{task}: its data set does not come: {cause}; try again later")
     return DataError(f"{task}: the task cannot be loaded: {type(error).__name__}: {error}")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__

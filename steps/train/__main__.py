@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 from steps import base_model, entrypoint, files, record
+from steps.base_model import Examined
 from steps.chat_template import ChatTemplate
 from steps.entrypoint import Run
 from steps.errors import DataError
-from steps.record import Asset, Result
+from steps.record import Asset, Record, Result
 from steps.secrets import HF_TOKEN, preferred
 from steps.tokens import read_template
 from steps.train import launcher
@@ -23,18 +24,33 @@ def check(params: TrainParams, run: Run) -> None:
     template = Path(params.chat_template) if params.chat_template else None
     if template:
         ChatTemplate(read_template(template)).check()
-    folder = base_model.check(params.model, run, **_credentials(params))
-    if folder:
+    base = base_model.check(params.model, run, **_credentials(params))
+    if base:
         from steps.train import preflight
+        from steps.train.estimate import Shape
 
-        preflight.check(folder, template)
+        shape = Shape.of(preflight.check(base.folder, template))
+        place = launcher.choose(params).place(params)
+        preflight.refuse_want_of_memory(shape, params, place)
+        preflight.refuse_want_of_room(shape, params, run.workspace)
+
+
+def dry_run(params: TrainParams, run: Run) -> str:
+    """The command or the TrainJob that `main` would start or send; what it will be is told."""
+    from steps.train import fine_tune
+
+    launcher.refuse_what_it_cannot_serve(params)
+    _data(run)
+    base = base_model.check(params.model, run, **_credentials(params))
+    if base is None:  # an image shows its tokenizer only once it is in the cache
+        path = base_model.resolve(params.model, run, **_credentials(params)).path
+        base = Examined(path, path)
+    return fine_tune.dry_run(params, run, base)
 
 
 def inputs(params: TrainParams, run: Run) -> dict[str, Asset]:
     """Both splits, the base model at a fixed revision, and the chat template if one is given."""
-    data = record.read(run.workspace, "dataset")
-    if data is None:
-        raise DataError(f"{run.workspace.record('dataset')}: not there; run the dataset step first")
+    data = _data(run)
     found = {"train": data.outputs["train"], "eval": data.outputs["eval"]}
     found["base_model"] = base_model.pinned(params.model, run, **_credentials(params))
     if params.chat_template:
@@ -71,6 +87,13 @@ def main(params: TrainParams, run: Run) -> Result:
     )
 
 
+def _data(run: Run) -> Record:
+    data = record.read(run.workspace, "dataset")
+    if data is None:
+        raise DataError(f"{run.workspace.record('dataset')}: not there; run the dataset step first")
+    return data
+
+
 def _credentials(params: TrainParams) -> dict[str, str]:
     return {
         "hf_token": preferred(params.hf_token, HF_TOKEN, "HF_TOKEN"),
@@ -79,4 +102,4 @@ def _credentials(params: TrainParams) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    entrypoint.run(main, TrainParams, inputs=inputs, check=check)
+    entrypoint.run(main, TrainParams, inputs=inputs, check=check, dry_run=dry_run)

@@ -1,4 +1,4 @@
-"""What the ways to train share: what goes in, what comes out, and the loss curve between."""
+"""What the ways to train share: what goes in and where, what comes out, the loss curve between."""
 
 import json
 from collections.abc import Iterable
@@ -81,6 +81,27 @@ class Job:
             raise ConfigError(
                 f"{path}: not a job of this version; let the train step write it anew ({error})"
             ) from error
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a training runs on, as far as it is known before it begins."""
+
+    pods: int
+    processes: int
+    """In a pod; one a GPU where there are GPUs."""
+    has_gpus: bool
+    gpu_memory: int | None
+    """Bytes of the smallest GPU; None where only the cluster knows."""
+    memory: int | None
+    """Bytes of host memory of a pod."""
+    shm: int | None
+    """Bytes of a pod's `/dev/shm`."""
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.pods * self.processes
 
 
 @dataclass(frozen=True)

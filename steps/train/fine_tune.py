@@ -6,21 +6,32 @@ What a stopped attempt left is used again if it was made for the same result, an
 import json
 import logging
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from steps import files, record, weights
+from steps.base_model.model import Examined
 from steps.entrypoint import Run
 from steps.params import shown
 from steps.tokens import ChatTokenizer
 from steps.train import launcher, preflight
 from steps.train.backend import Job, metrics
 from steps.train.card import model_card
+from steps.train.estimate import Shape
 from steps.train.params import TrainParams
 from steps.train.publish import publish
-from steps.train.tokenize import SHORTEST, Counts, Limits, refuse_useless, write_tokens
+from steps.train.tokenize import (
+    SHORTEST,
+    Counts,
+    Limits,
+    count_tokens,
+    refuse_useless,
+    write_tokens,
+)
+from steps.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -59,22 +70,9 @@ def _is_finished(finished: Path, model: Path) -> bool:
 def _train(params: TrainParams, run: Run) -> Trained:
     workspace, begun = run.workspace, time.monotonic()
     base = workspace.locate(run.inputs["base_model"].path or "")
-    template = Path(params.chat_template) if params.chat_template else None
-    model = weights.outline(base)
-    tokenizer = ChatTokenizer.load(base, template)
-    rows = _tokenise(params, run, tokenizer, model)
+    prepared = _prepare(params, run, Examined(base, base), dry=False)
+    job, tokenizer, rows = prepared.job, prepared.tokenizer, prepared.rows
     tokenised = time.monotonic()
-    job = Job(
-        params=params,
-        base=base,
-        tokens=workspace.train_tokens,
-        rows=rows.kept,
-        checkpoints=workspace.checkpoints,
-        curve=workspace.curve,
-        chat_template=tokenizer.template.source if template else None,
-        held_out=workspace.eval_tokens,
-    )
-    _tell_schedule(job)
     job.checkpoints.mkdir(parents=True, exist_ok=True)
     job.curve.parent.mkdir(parents=True, exist_ok=True)
     found = metrics(launcher.choose(params).train(job, run)) | {
@@ -100,18 +98,77 @@ def _train(params: TrainParams, run: Run) -> Trained:
     return Trained(found, {"tokens": asdict(rows), "seconds": seconds})
 
 
-def _tokenise(params: TrainParams, run: Run, tokenizer: ChatTokenizer, model: Any) -> Counts:
-    workspace = run.workspace
-    base = workspace.locate(run.inputs["base_model"].path or "")
+def dry_run(params: TrainParams, run: Run, base: Examined) -> str:
+    """What would be started or sent; all that is known before it is told. Nothing is written."""
+    prepared = _prepare(params, run, base, dry=True)
+    return launcher.choose(params).describe(prepared.job, run)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A training that could begin now."""
+
+    job: Job
+    tokenizer: ChatTokenizer
+    rows: Counts
+
+
+def _prepare(params: TrainParams, run: Run, base: Examined, *, dry: bool) -> _Prepared:
+    """Tokenise, tell what will be, and refuse what cannot; a dry one leaves no tokens."""
+    workspace, chosen = run.workspace, launcher.choose(params)
+    template = Path(params.chat_template) if params.chat_template else None
+    model, place = weights.outline(base.folder), chosen.place(params)
+    shape = Shape.of(model)
+    preflight.refuse_want_of_memory(shape, params, place)
+    tokenizer = ChatTokenizer.load(base.folder, template)
+    rows = _tokenise(params, workspace, base.folder, tokenizer, model, dry=dry)
+    preflight.refuse_want_of_room(shape, params, workspace, rows.kept)
+    job = Job(
+        params=params,
+        base=base.path,
+        tokens=workspace.train_tokens,
+        rows=rows.kept,
+        checkpoints=workspace.checkpoints,
+        curve=workspace.curve,
+        chat_template=tokenizer.template.source if template else None,
+        held_out=workspace.eval_tokens,
+    )
+    preflight.tell(job, place, shape, rows, workspace.train_rows)
+    # Rows are somebody's data: into a log that stays they go only where it is asked for.
+    level, bold = (logging.INFO, sys.stderr.isatty()) if dry else (logging.DEBUG, False)
+    if log.isEnabledFor(level):
+        preflight.show_rows(
+            workspace.train_rows, tokenizer, _limits(params), level=level, bold=bold
+        )
+    return _Prepared(job, tokenizer, rows)
+
+
+def _limits(params: TrainParams) -> Limits:
     # A row that fits in no forward pass would be lost in training; it is dropped and counted here.
-    limits = Limits(SHORTEST, min(params.max_seq_len, params.tokens))
-    rows = write_tokens(workspace.train_rows, workspace.train_tokens, tokenizer, limits)
-    held_out = write_tokens(workspace.eval_rows, workspace.eval_tokens, tokenizer)
+    return Limits(SHORTEST, min(params.max_seq_len, params.tokens))
+
+
+def _tokenise(
+    params: TrainParams,
+    workspace: Workspace,
+    base: Path,
+    tokenizer: ChatTokenizer,
+    model: Any,
+    *,
+    dry: bool,
+) -> Counts:
+    limits = _limits(params)
+    if dry:
+        rows = count_tokens(workspace.train_rows, tokenizer, limits)
+        held_out = count_tokens(workspace.eval_rows, tokenizer)
+    else:
+        rows = write_tokens(workspace.train_rows, workspace.train_tokens, tokenizer, limits)
+        held_out = write_tokens(workspace.eval_rows, workspace.eval_tokens, tokenizer)
     log.info(
-        "training on %s of %s rows: %s tokens, %s of them in the loss, %s in the longest row; "
-        "%s rows are held out",
+        "training on %s of %s rows: %s tokens, %s of them in the loss, %s in the longest row of %s "
+        "allowed; %s rows are held out",
         *(f"{n:,}" for n in (rows.kept, rows.rows, rows.tokens, rows.tokens_trained)),
-        *(f"{n:,}" for n in (rows.longest, held_out.rows)),
+        *(f"{n:,}" for n in (rows.longest, limits.longest, held_out.rows)),
     )
     if rows.kept < rows.rows:
         log.warning(
@@ -125,25 +182,6 @@ def _tokenise(params: TrainParams, run: Run, tokenizer: ChatTokenizer, model: An
     preflight.refuse_unreadable(model, base, workspace.train_rows, rows)
     weights.refuse_unknown(model, base, held_out.highest)
     return rows
-
-
-def _tell_schedule(job: Job) -> None:
-    params = job.params
-    log.info(
-        "%s optimizer steps: %s epoch(s) of %s, up to %s rows each",
-        *(f"{n:,}" for n in (job.steps, params.epochs, job.steps_an_epoch)),
-        f"{params.train_batch:,}",
-    )
-    if job.rows < params.train_batch:
-        log.warning(
-            "all %s rows are one step: a smaller --train-batch would learn more of them",
-            f"{job.rows:,}",
-        )
-    if params.lr_warmup >= job.steps:
-        log.warning(
-            "the warm-up of %s steps outlasts the training: --learning-rate is never reached",
-            f"{params.lr_warmup:,}",
-        )
 
 
 def _forget_other_attempts(run: Run) -> None:

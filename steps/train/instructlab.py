@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,9 @@ def train_node(job: Job, node: Node, *, level: int = logging.DEBUG) -> None:
             job,
             # Made on each node for itself: nothing on a shared volume is written by two.
             base=_with_template(job, folder / "base"),
-            processes=_processes(node.processes, job.params.num_procs, torch.cuda.device_count()),
+            processes=processes(
+                job.params.num_procs, torch.cuda.device_count(), by_runtime=node.processes
+            ),
             flash_attention=_has_flash_attention(torch.cuda.get_device_capability()),
             node=node,
         )
@@ -98,6 +101,20 @@ def results(job: Job) -> list[Point]:
         raise StepError(f"{job.model}: the training worker saved no model; see the log")
     files.write(job.curve, "".join(point.line() for point in points))
     return points
+
+
+def describe(job: Job) -> str:
+    """The command that `train` would start here, as a line for a shell."""
+    import torch
+
+    words = command(
+        job,
+        base=job.base,
+        processes=processes(job.params.num_procs, torch.cuda.device_count()),
+        flash_attention=_has_flash_attention(torch.cuda.get_device_capability()),
+    )
+    note = "# the base model is handed over with the given chat template\n"
+    return f"{note if job.chat_template else ''}{shlex.join(words)}\n"
 
 
 def command(
@@ -328,7 +345,8 @@ def _with_template(job: Job, view: Path) -> Path:
     return view
 
 
-def _processes(by_runtime: str, asked: str, gpus: int) -> int:
+def processes(asked: str, gpus: int, *, by_runtime: str = "auto") -> int:
+    """Training processes of a node, one a GPU. Raises ConfigError where it has not as many GPUs."""
     if "auto" not in (by_runtime, asked) and by_runtime != asked:
         raise ConfigError(
             f"--num-procs is {asked}, but PET_NPROC_PER_NODE {by_runtime}: let the runtime leave it "

@@ -7,7 +7,7 @@ from typing import Protocol
 from steps import secrets
 from steps.entrypoint import Run
 from steps.errors import UsageError
-from steps.train.backend import Job, Point
+from steps.train.backend import Job, Place, Point
 from steps.train.params import KUBERNETES_CREDENTIALS, TrainParams
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*=")
@@ -21,6 +21,12 @@ class Launcher(Protocol):
 
     def refusals(self, params: TrainParams) -> list[str]:
         """What is wrong with the parameters for this way to train, or would have no effect."""
+
+    def place(self, params: TrainParams) -> Place:
+        """What it trains on."""
+
+    def describe(self, job: Job, run: Run) -> str:
+        """What `train` would start or send, to be read by people and pasted."""
 
     def train(self, job: Job, run: Run) -> list[Point]:
         """Leave the model in `checkpoints/model`, going on from what an attempt before has left."""

@@ -10,13 +10,14 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import IO
 
 from steps import files
 from steps.chat_template import TemplateError
 from steps.errors import DataError, InvalidRowError
 from steps.progress import progress
 from steps.signals import end_with_parent
-from steps.tokens import ChatTokenizer
+from steps.tokens import ChatTokenizer, Encoded
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,18 @@ class Counts:
     """Rows in which no token counts in the loss."""
     tokens: int = 0
     tokens_trained: int = 0
+    turns: int = 0
+    """The assistant's turns."""
     stops: int = 0
-    """Assistant turns that end with an end-of-turn token in the loss."""
+    """Those of them that end with an end-of-turn token in the loss."""
+    endless_line: int = 0
+    """The first row with one that does not; 0 for none."""
+    calls: int = 0
+    """Calls of tools."""
+    calls_lost: int = 0
+    """Those of them that the chat template leaves out."""
+    lost_line: int = 0
+    """The first row with one of these; 0 for none."""
     longest: int = 0
     """Tokens of the longest row."""
     highest: int = 0
@@ -66,7 +77,13 @@ class Counts:
         """Both together."""
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         sums |= {f: max(getattr(self, f), getattr(other, f)) for f in ("longest", "highest")}
+        for line in ("endless_line", "lost_line"):
+            sums[line] = _first(getattr(self, line), getattr(other, line))
         return Counts(**sums)
+
+
+def _first(line: int, other: int) -> int:
+    return min(line, other) if line and other else line or other
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,10 @@ class Limits:
 
     shortest: int
     longest: int
+
+    def keep(self, row: Encoded) -> bool:
+        """Whether training sees the row."""
+        return self.shortest <= len(row.ids) <= self.longest and row.trained > 0
 
 
 def write_tokens(
@@ -85,9 +106,22 @@ def write_tokens(
     The columns are those that instructlab-training's worker reads. Without limits every row is
     kept. Raises InvalidRowError for a row that the chat template refuses.
     """
+    with files.atomic(tokens) as out:
+        return _tokenise(rows, out, tokenizer, limits)
+
+
+def count_tokens(rows: Path, tokenizer: ChatTokenizer, limits: Limits | None = None) -> Counts:
+    """What `write_tokens` counts, without a file. Raises what it raises."""
+    with Path(os.devnull).open("wb") as out:
+        return _tokenise(rows, out, tokenizer, limits)
+
+
+def _tokenise(
+    rows: Path, out: IO[bytes], tokenizer: ChatTokenizer, limits: Limits | None
+) -> Counts:
     total = Counts()
     size = rows.stat().st_size
-    with files.atomic(tokens) as out, progress("tokenising", size, "bytes") as shown:
+    with progress("tokenising", size, "bytes") as shown:
         done = 0
         for counts, encoded, read in _encoded(rows, size, tokenizer, limits):
             out.write(encoded)
@@ -108,6 +142,14 @@ def refuse_useless(counts: Counts, rows: Path, limits: Limits) -> None:
         )
     if counts.stops == 0:
         raise NeverStopsError(rows)
+    if counts.calls and counts.calls_lost == counts.calls:
+        raise InvalidRowError(
+            rows,
+            counts.lost_line,
+            f"none of the {counts.calls:,} tool calls is in what is learnt: the chat template "
+            "leaves them out; give one that renders tool_calls with --chat-template, or leave "
+            "such rows out",
+        )
 
 
 def _encoded(
@@ -169,7 +211,7 @@ def _encode(chunk: tuple[int, list[bytes]]) -> tuple[Counts, bytes, int]:
         raise InvalidRowError(path, first + index, message) from error
     counts = Counts(rows=len(lines))
     out = []
-    for row in encoded:
+    for line, row in enumerate(encoded, first):
         length, trained = len(row.ids), row.trained
         if limits and length > limits.longest:
             counts.dropped_long += 1
@@ -180,7 +222,14 @@ def _encode(chunk: tuple[int, list[bytes]]) -> tuple[Counts, bytes, int]:
         else:
             counts.tokens += length
             counts.tokens_trained += trained
+            counts.turns += row.turns
             counts.stops += row.stops
+            if row.stops < row.turns:
+                counts.endless_line = counts.endless_line or line
+            counts.calls += row.calls
+            counts.calls_lost += row.calls_lost
+            if row.calls_lost:
+                counts.lost_line = counts.lost_line or line
             counts.longest = max(counts.longest, length)
             counts.highest = max(counts.highest, *row.ids)
             out.append(orjson.dumps({"input_ids": row.ids, "labels": row.labels, "len": length}))

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+_MEDIA = "application/vnd.oci.image"
 USER, PASSWORD = "somebody", "correct-horse-battery"
 
 Layer = Mapping[str, str]
@@ -43,8 +44,10 @@ def tar(layer: Layer, more: Iterable[tarfile.TarInfo] = ()) -> bytes:
     return written.getvalue()
 
 
-def write_image(folder: Path, layers: Iterable[bytes]) -> str:
+def write_image(folder: Path, layers: Iterable[bytes], index_for: str = "") -> str:
     """Write an image of these tars in the OCI layout, and return the digest of its manifest.
+
+    With an architecture it is the one image of an index, and that digest is returned.
 
     https://github.com/opencontainers/image-spec/blob/main/image-layout.md
     """
@@ -54,24 +57,28 @@ def write_image(folder: Path, layers: Iterable[bytes]) -> str:
     def blob(content: bytes, kind: str) -> dict[str, object]:
         digest = hashlib.sha256(content).hexdigest()
         (blobs / digest).write_bytes(content)
-        media = f"application/vnd.oci.image.{kind}"
+        media = f"{_MEDIA}.{kind}"
         return {"mediaType": media, "digest": f"sha256:{digest}", "size": len(content)}
 
     tars = list(layers)
     digests = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in tars]
     config = {
-        "architecture": "amd64",
+        "architecture": index_for or "amd64",
         "os": "linux",
         "config": {},
         "rootfs": {"type": "layers", "diff_ids": digests},
     }
     manifest = {
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "mediaType": f"{_MEDIA}.manifest.v1+json",
         "config": blob(json.dumps(config).encode(), "config.v1+json"),
-        "layers": [blob(gzip.compress(content), "layer.v1.tar+gzip") for content in tars],
+        "layers": [blob(gzip.compress(content, mtime=0), "layer.v1.tar+gzip") for content in tars],
     }
     entry = blob(json.dumps(manifest).encode(), "manifest.v1+json")
+    if index_for:
+        entry["platform"] = {"os": "linux", "architecture": index_for}
+        index = {"schemaVersion": 2, "mediaType": f"{_MEDIA}.index.v1+json", "manifests": [entry]}
+        entry = blob(json.dumps(index).encode(), "index.v1+json")
     (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     return str(entry["digest"])
@@ -80,8 +87,9 @@ def write_image(folder: Path, layers: Iterable[bytes]) -> str:
 class Registry:
     """The server, while its context lasts; only USER with PASSWORD may read and write."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, certificate: Path | None = None) -> None:
+        """A registry that keeps its images in the folder, with TLS where a certificate is given."""
+        self.folder, self.certificate = folder, certificate
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.host = f"127.0.0.1:{free.getsockname()[1]}"
@@ -96,11 +104,21 @@ class Registry:
         auth = base64.b64encode(f"{USER}:{password}".encode()).decode()
         return json.dumps({"auths": {self.host: {"auth": auth}}})
 
-    def push(self, name: str, layers: Iterable[bytes], *options: str) -> str:
+    @property
+    def _pem(self) -> str:
+        return str(self.certificate or "")
+
+    def blob(self, content: bytes) -> Path:
+        """Where the registry keeps these bytes."""
+        digest = hashlib.sha256(content).hexdigest()
+        return next(self.folder.glob(f"storage/**/sha256/??/{digest}/data"))
+
+    def push(self, name: str, layers: Iterable[bytes], *options: str, index_for: str = "") -> str:
         """Put an image of these tars there under `name:tag`, and return its digest."""
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             layout, digest = Path(scratch, "layout"), Path(scratch, "digest")
-            write_image(layout, layers)
+            write_image(layout, layers, index_for)
+            options = (*options, "--all") if index_for else options
             given = ("--dest-tls-verify=false", f"--dest-creds={USER}:{PASSWORD}", *options)
             images = (f"oci:{layout}", f"docker://{self.host}/{name}")
             command = ["skopeo", "copy", "--quiet", f"--digestfile={digest}", *given, *images]
@@ -115,11 +133,13 @@ class Registry:
         (self.folder / "htpasswd").write_bytes(users.stdout)
         settings = self.folder / ".config" / "containers" / "registries.conf"
         settings.parent.mkdir(parents=True)
-        settings.write_text(f'[[registry]]\nlocation = "{self.host}"\ninsecure = true\n')
+        if self.certificate is None:
+            settings.write_text(f'[[registry]]\nlocation = "{self.host}"\ninsecure = true\n')
         config = {
             "version": "0.1",
             "storage": {"filesystem": {"rootdirectory": str(self.folder / "storage")}},
-            "http": {"addr": self.host},
+            "http": {"addr": self.host}
+            | ({"tls": {"certificate": pem, "key": pem}} if (pem := self._pem) else {}),
             "auth": {"htpasswd": {"realm": "test", "path": str(self.folder / "htpasswd")}},
         }
         path = self.folder / "config.yml"

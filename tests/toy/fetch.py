@@ -23,9 +23,9 @@ class FetchParams(StepParams):
 
 
 def check(params: FetchParams, run: Run) -> None:
-    folder = base_model.check(params.model, run, **_credentials())
+    found = base_model.check(params.model, run, **_credentials())
     entrypoint.log.info(
-        "examined %s", sorted(path.name for path in folder.iterdir()) if folder else 0
+        "examined %s", sorted(path.name for path in found.folder.iterdir()) if found else 0
     )
 
 

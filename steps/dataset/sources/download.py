@@ -3,35 +3,17 @@
 import base64
 import hashlib
 import json
-import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 from steps import files
 from steps.dataset.sources import DataFile
-from steps.errors import DataError, TransientError
+from steps.errors import DataError
 from steps.progress import progress
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-TRIES = 6
-"""Attempts in a row that may bring nothing."""
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
-"""Seconds; each wait is twice the one before."""
-
-
-class TryAgain(Exception):  # noqa: N818  # an outcome of an attempt, not a fault of the program
-    """An attempt failed in a way that another may not. `after` is in seconds, if the server said."""
-
-    def __init__(self, reason: str, after: float | None = None) -> None:
-        super().__init__(reason)
-        self.after = after
+from steps.retries import TryAgain, persist
 
 
 class Corrupt(Exception):  # noqa: N818  # the same
@@ -52,27 +34,6 @@ class Body:
     """Tells this version of the file from others; empty where the server gives nothing."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """What the server says the whole file's digests are: hashlib's name of it -> hex."""
-
-
-def persist(attempt: Callable[[], T], name: str, advanced: Callable[[], bool] = lambda: False) -> T:
-    """The attempt's result; it is made again, after a wait, as long as it raises TryAgain.
-
-    Raises TransientError after TRIES attempts in a row of which none has `advanced`.
-    """
-    failures = 0
-    while True:
-        try:
-            return attempt()
-        except TryAgain as error:
-            failures = 0 if advanced() else failures + 1
-            if failures >= TRIES:
-                raise TransientError(
-                    f"{name}: {error}, {TRIES} times in a row; run the same command again later"
-                ) from error
-            backoff = FIRST_WAIT * 2 ** max(failures - 1, 0)
-            wait = min(backoff if error.after is None else error.after, LONGEST_WAIT)
-            log.warning("%s: %s; trying again in %.1f s", name, error, wait)
-            time.sleep(wait)
 
 
 class Download:

@@ -12,9 +12,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 from steps import logs
 from steps.dataset.sources import DataFile, Fetched
-from steps.dataset.sources.download import Body, Download, TryAgain, from_base64, persist
+from steps.dataset.sources.download import Body, Download, from_base64
 from steps.errors import ConfigError, CredentialsError, DataError, StepError, UsageError
 from steps.record import Asset
+from steps.retries import TryAgain, persist
 from steps.secrets import environment
 
 if TYPE_CHECKING:

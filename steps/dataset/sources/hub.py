@@ -4,7 +4,6 @@
 own reader, because Arrow would fill tool calls with nulls. All is pinned to one commit.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -17,9 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import SecretStr
 
-from steps import hub_errors
+from steps import files, hub_errors
 from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
-from steps.dataset.sources.download import TryAgain, persist
 from steps.entrypoint import Run
 from steps.errors import (
     DataError,
@@ -30,6 +28,7 @@ from steps.errors import (
 )
 from steps.progress import progress
 from steps.record import Asset
+from steps.retries import TryAgain, persist
 from steps.secrets import HF_TOKEN, preferred
 
 if TYPE_CHECKING:
@@ -306,14 +305,7 @@ def _verify(path: Path, file: "RepoFile") -> tuple[str, str]:
     The hub's client compares sizes alone. The hub lists the sha256 of large files, and of small
     ones git's ID, which is the sha1 of a header and the content.
     """
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size)  # noqa: S324
-    with path.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            sha256.update(chunk)
-            if not file.lfs:
-                git.update(chunk)
-    found, listed = (
-        (sha256.hexdigest(), file.lfs.sha256) if file.lfs else (git.hexdigest(), file.blob_id)
-    )
+    sha256 = files.sha256(path)
+    found, listed = (sha256, file.lfs.sha256) if file.lfs else (files.git_blob(path), file.blob_id)
     wrong = "" if found == listed else f"its checksum is {found}, the hub lists {listed}"
-    return wrong, sha256.hexdigest()
+    return wrong, sha256

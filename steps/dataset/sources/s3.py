@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
-from steps.dataset.sources.download import Body, Corrupt, Download, TryAgain, from_base64
+from steps.dataset.sources.download import Body, Corrupt, Download, from_base64
 from steps.errors import (
     ConfigError,
     CredentialsError,
@@ -18,6 +18,7 @@ from steps.errors import (
     UsageError,
 )
 from steps.record import Asset
+from steps.retries import TryAgain
 from steps.secrets import environment
 
 if TYPE_CHECKING:

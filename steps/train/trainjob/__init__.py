@@ -11,9 +11,12 @@ from steps.train.backend import Job, Point
 from steps.train.params import TrainParams
 from steps.train.trainjob import limits, manifest
 from steps.train.trainjob.patience import Pace, Patience
+from steps.train.trainjob.plan import describe, place
 
 if TYPE_CHECKING:
     from steps.train.trainjob.cluster import Cluster
+
+__all__ = ["describe", "place", "refusals", "train"]
 
 log = logging.getLogger(__name__)
 

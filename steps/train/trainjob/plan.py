@@ -1,0 +1,38 @@
+"""What a TrainJob will be, told before it is sent."""
+
+from functools import partial
+
+from steps import quantities
+from steps.entrypoint import Run
+from steps.train.backend import Job, Place
+from steps.train.params import TrainParams
+from steps.train.trainjob import manifest
+from steps.train.trainjob.manifest import Runtime
+
+
+def place(params: TrainParams) -> Place:
+    """The pods that are asked for; their GPUs' memory is the cluster's to know."""
+    return Place(
+        pods=params.workers,
+        processes=max(manifest.processes(params), 1),
+        has_gpus=params.gpu > 0,
+        gpu_memory=None,
+        memory=quantities.in_units(params.memory),
+        shm=quantities.in_units(params.shm_size),
+    )
+
+
+def describe(job: Job, run: Run) -> str:
+    """The TrainJob as YAML; no cluster is asked where `trainer_api` names its shape."""
+    import yaml
+
+    params = job.params
+    if params.trainer_api == "auto":
+        from steps.train.trainjob import cluster, runtimes
+
+        connected = cluster.connect(params, run.bound.namespace)
+        runtime = runtimes.find(connected, params)
+        api = runtimes.shape(connected, params, partial(manifest.render, job, run, runtime=runtime))
+    else:
+        runtime, api = Runtime(name=params.runtime), params.trainer_api
+    return yaml.safe_dump(manifest.render(job, run, api, runtime), sort_keys=False)
