@@ -53,13 +53,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
-    except BaseException as error:
+        with writing(path):
+            yield partial
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if not isinstance(error, StepError) and (known := volume_error(error, path)):
-            raise known from error  # libraries do not say what they could not write
         raise
     replace_folder(partial, path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the path where the volume does not take what is written: libraries do not say what it was."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, StepError) and (known := volume_error(error, path)):
+            raise known from error
+        raise
 
 
 def replace_folder(new: Path, path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_node_of_several_is_told_where_the_others_are(tmp_path: Path) -> None:
 def test_there_is_a_process_a_gpu_where_nothing_else_is_asked_for(
     by_runtime: str, asked: str, gpus: int, started: int
 ) -> None:
-    assert instructlab.processes(by_runtime, asked, gpus) == started
+    assert instructlab.processes(asked, gpus, by_runtime=by_runtime) == started
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_processes_that_the_gpus_do_not_allow_are_refused(
     by_runtime: str, asked: str, gpus: int, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        instructlab.processes(by_runtime, asked, gpus)
+        instructlab.processes(asked, gpus, by_runtime=by_runtime)
 
 
 def test_a_given_chat_template_reaches_the_worker_with_the_base_models_weights(

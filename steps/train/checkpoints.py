@@ -39,6 +39,11 @@ def newest(checkpoints: Path) -> State | None:
     return None
 
 
+def state(checkpoints: Path, step: int) -> Path:
+    """The folder of the state after so many steps."""
+    return checkpoints / f"state-{step:09d}"
+
+
 def partial(checkpoints: Path) -> Path:
     """The folder in which a state or a model is written before it takes its place."""
     return checkpoints / ".partial"
@@ -57,7 +62,7 @@ def keep(checkpoints: Path, step: int) -> None:
     folder = partial(checkpoints)
     _sync(folder)
     files.write(folder / _POSITION, json.dumps({"step": step, "bytes": files.size(folder)}))
-    target = checkpoints / f"state-{step:09d}"
+    target = state(checkpoints, step)
     files.replace_folder(folder, target)
     for older, _ in _states(checkpoints):
         if older != target:

@@ -309,9 +309,10 @@ class _States:
 
     def save(self, step: int) -> None:
         """Keep this state and no older one."""
-        folder = checkpoints.begin(self._folder)
-        self._accelerator.save_state(str(folder), safe_serialization=True)
-        checkpoints.keep(self._folder, step)
+        with files.writing(checkpoints.state(self._folder, step)):
+            folder = checkpoints.begin(self._folder)
+            self._accelerator.save_state(str(folder), safe_serialization=True)
+            checkpoints.keep(self._folder, step)
 
 
 class _Saver:

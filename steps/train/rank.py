@@ -125,9 +125,11 @@ class _Training:
         due = checkpoints.due(self._job, self.step, seconds=seconds)
         stop = stop and self.step < self._job.steps
         if due.state or stop:
-            self._save_state()
+            with files.writing(checkpoints.state(self._job.checkpoints, self.step)):
+                self._save_state()
         for name in due.models:
-            self._save_model(self._job.checkpoints / name)
+            with files.writing(self._job.checkpoints / name):
+                self._save_model(self._job.checkpoints / name)
         if stop:
             raise _Stopped
 
