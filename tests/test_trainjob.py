@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from steps.entrypoint import Run
 from steps.errors import StepError
@@ -102,13 +103,17 @@ def started() -> Iterator[list["subprocess.Popen[str]"]]:
         step.communicate()
 
 
+def step_of(workspace: Path, base: Path) -> list[str]:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in bound().items()]
+    own = ["--launcher=trainjob", "--trainer-api=v2.2", "--workers=1"]
+    return [*TRAIN, f"--workspace={workspace}", f"--model={base}", *FAST, *own, *flags]
+
+
 def start(
     workspace: Path, base: Path, started: list["subprocess.Popen[str]"]
 ) -> "subprocess.Popen[str]":
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in bound().items()]
-    own = ["--launcher=trainjob", "--trainer-api=v2.2", "--workers=1"]
     step = subprocess.Popen(
-        [*TRAIN, f"--workspace={workspace}", f"--model={base}", *FAST, *own, *flags],
+        step_of(workspace, base),
         stderr=subprocess.PIPE,
         text=True,
         env=dict(os.environ),
@@ -160,6 +165,51 @@ def test_a_stopped_step_leaves_its_job_and_the_next_attempt_ends_it(
     assert not api.all("pods", NAMESPACE)
     sent = json.dumps(api.bodies)
     assert TOKEN not in sent
+
+
+@pytest.mark.parametrize(
+    ("wrong", "arguments", "code", "told"),
+    [
+        ("", ["--volume-claim="], 64, "--volume-claim is empty"),
+        ("", ["--worker-image="], 64, "--worker-image is empty"),
+        ("", ["--runtime=other"], 78, "there are: ClusterTrainingRuntime training-hub"),
+        ("KUBERNETES_AUTH_TOKEN", [], 77, "renew KUBERNETES_AUTH_TOKEN"),
+        ("", [], 0, "check passed"),
+    ],
+)
+def test_a_check_finds_what_a_trainjob_would_lack(
+    api: KubernetesServer, tmp_path: Path, wrong: str, arguments: list[str], code: int, told: str
+) -> None:
+    done = subprocess.run(
+        [*step_of(tmp_path / "run", make_model(tmp_path / "base")), *arguments, "--check"],
+        env=os.environ | ({wrong: "expired"} if wrong else {}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert not api.created("trainjobs")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "field"), [("v2.1", "podTemplateOverrides"), ("v2.2", "runtimePatches")]
+)
+def test_a_dry_run_prints_the_trainjob_of_a_shape_without_a_cluster(
+    tmp_path: Path, shape: str, field: str
+) -> None:
+    workspace = workspace_in(tmp_path)
+    done = subprocess.run(
+        [*step_of(workspace, make_model(tmp_path / "base")), f"--trainer-api={shape}", "--dry-run"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = yaml.safe_load(done.stdout)
+    assert printed["kind"] == "TrainJob"
+    assert field in printed["spec"]
+    assert printed["spec"]["trainer"]["image"] == bound()["worker_image"]
+    assert "rows" in done.stderr
 
 
 def test_a_complete_job_without_a_model_is_an_error_and_goes(

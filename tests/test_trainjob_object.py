@@ -57,7 +57,6 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "queue": "gpus",
     },
     "marked": {"labels": "team=a,cost-centre=7", "annotations": "note=a,b and c,url=http://x/?a=b"},
-    "a deadline": {"deadline": "7d"},
     "many nodes": {"workers": 128},
 }
 
@@ -165,10 +164,8 @@ def test_labels_and_annotations_are_on_the_job_and_on_its_pods(api: Api, tmp_pat
         assert (each["labels"], each["annotations"]) == (pod["labels"], pod["annotations"])
 
 
-def test_only_the_newer_shape_carries_a_deadline_and_the_security_context(tmp_path: Path) -> None:
-    old, new = (made(tmp_path, api, deadline="2h") for api in ("v2.1", "v2.2"))
-    assert new["spec"]["activeDeadlineSeconds"] == 7200
-    assert "activeDeadlineSeconds" not in old["spec"]
+def test_only_the_newer_shape_carries_the_security_context(tmp_path: Path) -> None:
+    old, new = (made(tmp_path, api) for api in ("v2.1", "v2.2"))
     secured = pod_of(new)["spec"]
     assert secured["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     assert secured["securityContext"]["fsGroup"] == 10001
@@ -187,7 +184,6 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "annotations": ("a=b", "metadata.annotations.a"),
     "queue": ("gpus", "metadata.labels.kueue.x-k8s.io/queue-name"),
     "gpu_resource": ("amd.com/gpu", "spec.trainer.resourcesPerNode.limits.amd.com/gpu"),
-    "deadline": ("1m", "spec.activeDeadlineSeconds"),
     "env_vars": ("A=1,B=2", "env.A"),
     "node_selector": ("zone=a", "pod.nodeSelector.zone"),
     "tolerations": ([{"key": "gpu"}], "pod.tolerations"),
@@ -201,6 +197,15 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {k: v for key, each in value.items() for k, v in flat(each, f"{path}.{key}").items()}
     return {path.lstrip("."): value}
+
+
+@pytest.mark.parametrize("api", ["v2.1", "v2.2"])
+def test_a_deadline_is_kept_by_who_follows_the_job_not_by_the_trainer(
+    api: Api, tmp_path: Path
+) -> None:
+    """So time without nodes does not count, and a longer one attaches to the job that runs."""
+    assert made(tmp_path, api, deadline="2h") == made(tmp_path, api, deadline="3h")
+    assert manifest.deadline(TrainParams(deadline="2h")) == 7200
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -21,6 +21,7 @@ from steps.train.params import PULL_SECRET, TrainParams
 def check(params: TrainParams, run: Run) -> None:
     """The parameters can be served here, and the base model can be trained on chats."""
     launcher.refuse_what_it_cannot_serve(params)
+    launcher.choose(params).check(params, run)
     template = Path(params.chat_template) if params.chat_template else None
     if template:
         ChatTemplate(read_template(template)).check()
@@ -68,6 +69,7 @@ def main(params: TrainParams, run: Run) -> Result:
     from steps.train.fine_tune import fine_tune
 
     launcher.refuse_what_it_cannot_serve(params)
+    launcher.choose(params).check(params, run)
     trained = fine_tune(params, run)
     workspace = run.workspace
     return Result(

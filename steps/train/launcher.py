@@ -22,6 +22,9 @@ class Launcher(Protocol):
     def refusals(self, params: TrainParams) -> list[str]:
         """What is wrong with the parameters for this way to train, or would have no effect."""
 
+    def check(self, params: TrainParams, run: Run) -> None:
+        """Raise a StepError where what it needs beside the parameters is not there; in seconds."""
+
     def place(self, params: TrainParams) -> Place:
         """What it trains on."""
 

@@ -16,7 +16,7 @@ from steps.train.trainjob.plan import describe, place
 if TYPE_CHECKING:
     from steps.train.trainjob.cluster import Cluster
 
-__all__ = ["describe", "place", "refusals", "train"]
+__all__ = ["check", "describe", "place", "refusals", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,16 @@ log = logging.getLogger(__name__)
 def refusals(params: TrainParams) -> list[str]:
     """What is wrong with the parameters of a TrainJob."""
     return limits.refusals(params)
+
+
+def check(params: TrainParams, run: Run) -> None:
+    """Raise what `train` would where the claim, the way to the cluster, or the runtime is missing."""
+    from steps.train.trainjob import runtimes
+    from steps.train.trainjob.cluster import connect
+
+    manifest.refuse_homeless(run)
+    cluster, pace = connect(params, run.bound.namespace), Pace()
+    Patience(pace).ask(lambda: runtimes.find(cluster, params), pace.first_look)
 
 
 def train(job: Job, run: Run, pace: Pace | None = None) -> list[Point]:

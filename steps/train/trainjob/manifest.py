@@ -1,7 +1,10 @@
 """The TrainJob that is sent: what it says, and the two shapes in which Kubeflow Trainer wants it said.
 
 v2.1    labels of job and pods in `spec`, all else by `podTemplateOverrides`; OpenShift AI 3 has it
-v2.2    `runtimePatches`, which also carry the security context; and a deadline
+v2.2    `runtimePatches`, which also carry the security context
+
+The deadline is not sent: 2.2 would count from the making of the job, nodes or none, and 2.1 knows none.
+Who follows the job keeps it.
 """
 
 import hashlib
@@ -129,7 +132,6 @@ class TrainJob(_Part):
     command: list[str]
     env: list[Object]
     resources: dict[str, str]
-    deadline: PositiveInt | None
     pod: Pod
 
     def rendered(self, api: Api) -> Object:
@@ -172,8 +174,7 @@ class TrainJob(_Part):
         job = {"name": NODE, "template": {"metadata": marks, "spec": {"template": pod}}}
         jobs = {"metadata": marks, "spec": {"replicatedJobs": [job]}}
         patch = {"manager": _MANAGER, "trainingRuntimeSpec": {"template": jobs}}
-        limit = {"activeDeadlineSeconds": self.deadline} if self.deadline else {}
-        return {"runtimePatches": [patch], **limit}
+        return {"runtimePatches": [patch]}
 
     def _marks(self) -> Object:
         found = {"labels": self.pod.labels, "annotations": self.pod.annotations}
@@ -211,7 +212,6 @@ def train_job(job: Job, run: Run, runtime: Runtime, owner: Object | None = None)
             "memory": params.memory,
             params.gpu_resource: str(params.gpu),
         },
-        deadline=deadline(params),
         pod=Pod(
             labels=labels,
             annotations=annotations,

@@ -25,6 +25,8 @@ class Pace:
     longest_wait: float = 60.0
     reminder: float = 600.0
     """Between two lines that the cluster is still away."""
+    first_look: float = 15.0
+    """Until a cluster that does not answer before there is anything to lose is given up."""
     submission: float = 300.0
     """Until a cluster that does not answer before there is a job is given up."""
     deletion: float = 900.0
