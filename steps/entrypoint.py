@@ -69,8 +69,8 @@ def run(
         from steps.signals import end_with_parent
 
         end_with_parent(int(parent))
-    _set_up_libraries()
-    _share_cores()
+    set_up_libraries()
+    share_cores()
     arguments = sys.argv[1:] if argv is None else argv
     logs.set_up(params.step, "INFO")
     debug = "--verbosity=DEBUG" in arguments or "DEBUG" in arguments
@@ -216,7 +216,7 @@ def _terminate(_number: int, _frame: object) -> NoReturn:
     raise Terminated
 
 
-def _set_up_libraries() -> None:
+def set_up_libraries() -> None:
     """Bars and notices of libraries would break the lines; the steps tell what matters."""
     for name, value in {
         # Its search for plugins reads the metadata of every package: a fifth of a short command.
@@ -230,7 +230,7 @@ def _set_up_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
-def _share_cores() -> None:
+def share_cores() -> None:
     """Threads of a computation wait for one another asleep, not spinning.
 
     On cores that other work shares, a spinning thread keeps the one that it waits for from running:

@@ -143,7 +143,7 @@ def test_a_training_that_is_stopped_and_killed_neither_skips_nor_repeats_a_row(
     )
     ours, theirs = weights(tmp_path / "cpu" / "model"), weights(job.model)
     assert theirs.keys() == ours.keys()
-    assert all(float((theirs[name] - ours[name]).abs().max()) < 0.03 for name in ours)
+    assert all(float((theirs[name] - ours[name]).abs().max()) < 0.05 for name in ours)
     kept = {path.name for path in job.checkpoints.iterdir() if path.is_dir()}
     assert kept >= {"epoch-1", "samples-40", "model", "state-000000076"}
     assert ".partial" not in kept
@@ -215,6 +215,17 @@ def test_an_environment_that_does_not_tell_the_place_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         this_node(environment)
+
+
+def test_liger_kernels_that_are_not_there_are_told_before_the_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    job = job_at(tmp_path, use_liger=True)
+    job.checkpoints.mkdir()
+    job.write(job.file)
+    code, told = end(start(job))
+    assert code == 78
+    assert "liger-kernel is not installed here" in told
 
 
 def test_a_node_without_the_runs_volume_says_so(tmp_path: Path) -> None:

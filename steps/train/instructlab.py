@@ -5,6 +5,7 @@ that nothing reads, tokenises again, and reports success when nothing was starte
 worker takes all of these on its command line; `steps.train.rank` runs it and keeps its checkpoints.
 """
 
+import importlib.util
 import json
 import logging
 import math
@@ -59,6 +60,11 @@ def train_node(job: Job, node: Node, *, level: int = logging.DEBUG) -> None:
     if job.model.is_dir():
         log.info("%s is there: the training has ended", job.model)
         return
+    if job.params.use_liger and importlib.util.find_spec("liger_kernel") is None:
+        raise ConfigError(
+            "--use-liger: the package liger-kernel is not installed here; add it to the image, or "
+            "leave the flag out"
+        )
     import torch
 
     with tempfile.TemporaryDirectory(prefix="sft-") as name:
@@ -363,7 +369,5 @@ def processes(asked: str, gpus: int, *, by_runtime: str = "auto") -> int:
 
 def _has_flash_attention(capability: tuple[int, int]) -> bool:
     """Whether the worker would accept flash attention: Ampere to Hopper, and the package is there."""
-    import importlib.util
-
     supported = capability[0] == 8 or capability == (9, 0)
     return supported and importlib.util.find_spec("flash_attn") is not None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from steps import logs
+from steps.entrypoint import set_up_libraries, share_cores
 from steps.errors import StepError, Terminated, UsageError, volume_error
 from steps.train import instructlab
 from steps.train.backend import Job
@@ -58,7 +59,8 @@ def _terminate(_number: int, _frame: object) -> NoReturn:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminate)
     logs.set_up("train", "INFO")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_up_libraries()
+    share_cores()
     try:
         main(sys.argv[1:], os.environ)
     except StepError as error:
