@@ -110,10 +110,10 @@ def step_of(workspace: Path, base: Path) -> list[str]:
 
 
 def start(
-    workspace: Path, base: Path, started: list["subprocess.Popen[str]"]
+    workspace: Path, base: Path, started: list["subprocess.Popen[str]"], *more: str
 ) -> "subprocess.Popen[str]":
     step = subprocess.Popen(
-        step_of(workspace, base),
+        [*step_of(workspace, base), *more],
         stderr=subprocess.PIPE,
         text=True,
         env=dict(os.environ),
@@ -167,6 +167,30 @@ def test_a_stopped_step_leaves_its_job_and_the_next_attempt_ends_it(
     assert TOKEN not in sent
 
 
+def test_a_job_at_another_result_ends_before_its_checkpoints_are_forgotten(
+    api: KubernetesServer, tmp_path: Path, started: list["subprocess.Popen[str]"]
+) -> None:
+    base, workspace = make_model(tmp_path / "base"), workspace_in(tmp_path)
+    trainer = Trainer(
+        api, manifest.name(Run(Bound.model_validate({"workspace": workspace, **bound()})))
+    )
+    step = start(workspace, base, started)
+    trainer.submitted()
+    trainer.make()
+    trainer.run(f"{trainer.name}-node-0-0-abcde")
+    step.kill()
+    step = start(workspace, base, started, "--seed=9")
+    assert step.stderr
+    while ": deleted, " not in (line := step.stderr.readline()):
+        assert line
+    checkpoints = workspace / "checkpoints"
+    for left in ("state-000000006", "model"):  # what the workers write until they are gone
+        (checkpoints / left).mkdir()
+    trainer.collect()
+    trainer.submitted()
+    assert {path.name for path in checkpoints.iterdir()} == {"fingerprint", "job.json"}
+
+
 @pytest.mark.parametrize(
     ("wrong", "arguments", "code", "told"),
     [
@@ -192,6 +216,21 @@ def test_a_check_finds_what_a_trainjob_would_lack(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("missing", ["KUBERNETES_SERVER_URL", "KUBERNETES_AUTH_TOKEN"])
+def test_half_of_the_clusters_secret_is_not_taken_for_no_cluster(
+    api: KubernetesServer, tmp_path: Path, missing: str
+) -> None:
+    assert api.url
+    done = subprocess.run(
+        [*TRAIN, f"--workspace={tmp_path}", f"--model={tmp_path}", "--check"],
+        env=os.environ | {missing: ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 78, done.stderr
+    assert f"secret 'kubernetes-credentials': {missing} missing or empty" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("shape", "field"), [("v2.1", "podTemplateOverrides"), ("v2.2", "runtimePatches")]
 )
@@ -208,6 +247,7 @@ def test_a_dry_run_prints_the_trainjob_of_a_shape_without_a_cluster(
     printed = yaml.safe_load(done.stdout)
     assert printed["kind"] == "TrainJob"
     assert field in printed["spec"]
+    assert "&id" not in done.stdout
     assert printed["spec"]["trainer"]["image"] == bound()["worker_image"]
     assert "rows" in done.stderr
 

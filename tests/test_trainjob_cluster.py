@@ -588,6 +588,9 @@ def test_only_a_run_that_was_stopped_takes_its_trainjob_with_it(
     assert gone.returncode == 0, gone.stderr
     assert f"TrainJob {job['metadata']['name']} is deleted" in gone.stderr
     assert server.get(PLURAL, "another")
+    # Until its workers are gone, so that a retry sees them end.
+    assert server.get(PLURAL, job["metadata"]["name"])["metadata"]["deletionTimestamp"]
+    server.collect(PLURAL, job["metadata"]["name"])
     again = stopped(server, run, ARGO_STOP)
     assert (again.returncode, "has no TrainJob" in again.stderr) == (0, True)
     server.fail("DELETE", PLURAL, 503)

@@ -14,13 +14,13 @@ import pytest
 
 from steps.errors import ConfigError, CredentialsError, DataError, StepError, TransientError
 from steps.train.params import TrainParams
-from steps.train.trainjob import follow
+from steps.train.trainjob import follow, objects
 from steps.train.trainjob.cluster import Cluster, connect
 from steps.train.trainjob.follow import Limits
 from steps.train.trainjob.manifest import Object
 from steps.train.trainjob.patience import Pace
 from tests.servers.kubernetes import KubernetesServer
-from tests.trainer import NAMESPACE, Trainer, condition, kinds
+from tests.trainer import JOBSET, NAMESPACE, Trainer, condition, kinds
 
 NAME, TOKEN = "one-1a2b3c4d", "a-token"
 PACE = Pace(
@@ -325,6 +325,25 @@ def test_a_deleted_job_that_does_not_go_is_told_with_its_pods(here: Here) -> Non
     error = end_of(here.follow(pace=Pace(look=1, first_wait=0.02, deletion=0.0)))
     assert isinstance(error, TransientError)
     assert f"pod {pod}" in str(error)
+
+
+def test_workers_that_outlive_their_job_end_before_another_is_made(here: Here) -> None:
+    marks = {f"{JOBSET}/jobset-name": NAME, f"{JOBSET}/replicatedjob-name": "node"}
+    here.api.create("pods", {"metadata": {"name": "old", "labels": marks}}, NAMESPACE)
+    step = here.follow()
+    here.heard.wait_for("waiting for pod old to end")
+    assert here.api.created("trainjobs") == 0
+    here.api.delete("pods", "old", NAMESPACE)
+    here.trainer.submitted()
+    here.trainer.make()
+    here.trainer.complete()
+    step.result(60)
+
+
+def test_a_job_that_another_has_taken_the_place_of_is_gone(here: Here) -> None:
+    here.api.create("trainjobs", made_of(), NAMESPACE)
+    objects.delete(here.cluster, {"metadata": {"name": NAME, "uid": "of-the-one-before"}})
+    assert here.trainer.has_job()
 
 
 def test_a_job_of_other_parameters_is_made_anew(here: Here) -> None:

@@ -26,14 +26,13 @@ class Rule(NamedTuple):
 # https://argo-workflows.readthedocs.io/en/latest/workflow-rbac/
 _EXECUTOR = Rule("argoproj.io", ("workflowtaskresults",), ("create", "patch"))
 _TRAINER = (
-    Rule("trainer.kubeflow.org", ("trainjobs",), ("create", "get", "list", "watch", "delete")),
+    Rule("trainer.kubeflow.org", ("trainjobs",), ("create", "list", "watch", "delete")),
     Rule("trainer.kubeflow.org", ("trainingruntimes",), ("list",)),
     Rule("", ("pods",), ("get", "list")),
     Rule("", ("pods/log",), ("get",)),
     Rule("", ("events",), ("list",)),
-    # What Trainer and Kueue made of the TrainJob: where one that does not start has stopped.
-    Rule("jobset.x-k8s.io", ("jobsets",), ("get", "list")),
-    Rule("kueue.x-k8s.io", ("workloads",), ("get", "list")),
+    # Why a TrainJob waits in a queue.
+    Rule("kueue.x-k8s.io", ("workloads",), ("list",)),
 )
 _RUNTIMES = (
     Rule("trainer.kubeflow.org", ("clustertrainingruntimes",), ("list",)),

@@ -47,7 +47,7 @@ class Trained:
 def fine_tune(params: TrainParams, run: Run) -> Trained:
     """Leave the tuned model under `model/` and say how the training went."""
     workspace = run.workspace
-    _forget_other_attempts(run)
+    _forget_other_attempts(params, run)
     # Between publishing and the record lies the digest of the whole model: this file says that
     # the training need not be done again if that is cut short.
     finished = workspace.checkpoints / "finished.json"
@@ -184,11 +184,12 @@ def _tokenise(
     return rows
 
 
-def _forget_other_attempts(run: Run) -> None:
+def _forget_other_attempts(params: TrainParams, run: Run) -> None:
     """Remove checkpoints, tokens and model of an attempt at another result."""
     workspace = run.workspace
     marker = workspace.checkpoints / "fingerprint"
     if not marker.exists() or marker.read_text() != run.fingerprint:
+        launcher.choose(params).end_other(params, run)
         for path in (
             workspace.checkpoints,
             workspace.train_tokens,

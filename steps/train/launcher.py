@@ -31,6 +31,9 @@ class Launcher(Protocol):
     def describe(self, job: Job, run: Run) -> str:
         """What `train` would start or send, to be read by people and pasted."""
 
+    def end_other(self, params: TrainParams, run: Run) -> None:
+        """End what an attempt at another result may have left at work in the run's folder."""
+
     def train(self, job: Job, run: Run) -> list[Point]:
         """Leave the model in `checkpoints/model`, going on from what an attempt before has left."""
 
@@ -68,7 +71,8 @@ def environment(text: str) -> tuple[dict[str, str], list[str]]:
 
 def _has_cluster() -> bool:
     in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
-    return in_pod or all(secrets.environment(key) for key in KUBERNETES_CREDENTIALS.keys)
+    # One key without the other is a mistake, and told as such by who connects.
+    return in_pod or any(secrets.environment(key) for key in KUBERNETES_CREDENTIALS.keys)
 
 
 def _of_the_scheduler(params: TrainParams) -> list[str]:

@@ -33,6 +33,10 @@ def check(params: TrainParams, run: Run) -> None:
     """Nothing: what there is here, the parameters were held against."""
 
 
+def end_other(params: TrainParams, run: Run) -> None:
+    """Nothing: what was started here has ended with its step."""
+
+
 def train(job: Job, run: Run) -> list[Point]:  # noqa: ARG001
     """Train on the GPUs of this machine, or on its CPU where it has none."""
     if has_gpu():

@@ -57,7 +57,14 @@ def _delete(params: TrainParams, run: Run) -> None:
     try:
         with cluster.errors(f"delete TrainJob {name(run)}"):
             api.delete_namespaced_custom_object(
-                GROUP, VERSION, cluster.namespace, PLURAL, name(run), _request_timeout=TIMEOUT
+                GROUP,
+                VERSION,
+                cluster.namespace,
+                PLURAL,
+                name(run),
+                # It stays until its workers have kept a last checkpoint: a retry waits for that.
+                body={"propagationPolicy": "Foreground"},
+                _request_timeout=TIMEOUT,
             )
     except NotThereError:
         log.info("the run was stopped, and has no TrainJob")

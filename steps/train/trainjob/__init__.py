@@ -16,7 +16,7 @@ from steps.train.trainjob.plan import describe, place
 if TYPE_CHECKING:
     from steps.train.trainjob.cluster import Cluster
 
-__all__ = ["check", "describe", "place", "refusals", "train"]
+__all__ = ["check", "describe", "end_other", "place", "refusals", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,22 @@ def refusals(params: TrainParams) -> list[str]:
 
 
 def check(params: TrainParams, run: Run) -> None:
-    """Raise what `train` would where the claim, the way to the cluster, or the runtime is missing."""
+    """Raise what `train` would where the way to the cluster, the claim, or the runtime is missing."""
     from steps.train.trainjob import runtimes
     from steps.train.trainjob.cluster import connect
 
-    manifest.refuse_homeless(run)
     cluster, pace = connect(params, run.bound.namespace), Pace()
+    manifest.refuse_homeless(run)
     Patience(pace).ask(lambda: runtimes.find(cluster, params), pace.first_look)
+
+
+def end_other(params: TrainParams, run: Run, pace: Pace | None = None) -> None:
+    """Delete the run's TrainJob where it makes another result, and wait until its workers are gone."""
+    from steps.train.trainjob import submit
+    from steps.train.trainjob.cluster import connect
+
+    cluster = connect(params, run.bound.namespace)
+    submit.remove_other(cluster, manifest.name(run), run.fingerprint, pace or Pace())
 
 
 def train(job: Job, run: Run, pace: Pace | None = None) -> list[Point]:

@@ -11,7 +11,7 @@ import urllib3
 from kubernetes import client
 
 from steps.errors import TransientError
-from steps.train.trainjob.cluster import TIMEOUT, Cluster, NotThereError
+from steps.train.trainjob.cluster import TIMEOUT, Cluster, ExistsError, NotThereError
 from steps.train.trainjob.manifest import GROUP, NODE, PLURAL, VERSION, Object
 
 _JOBSET, _INDEX = "jobset.sigs.k8s.io", "batch.kubernetes.io/job-completion-index"
@@ -66,7 +66,8 @@ def delete(cluster: Cluster, job: Object) -> None:
     metadata = job["metadata"]
     api: Any = client.CustomObjectsApi(cluster.api)
     options = {"propagationPolicy": "Foreground", "preconditions": {"uid": metadata["uid"]}}
-    with contextlib.suppress(NotThereError), cluster.errors(f"delete TrainJob {metadata['name']}"):
+    gone = (NotThereError, ExistsError)  # the latter where there is another one of that name
+    with contextlib.suppress(*gone), cluster.errors(f"delete TrainJob {metadata['name']}"):
         api.delete_namespaced_custom_object(
             GROUP,
             VERSION,
@@ -80,16 +81,21 @@ def delete(cluster: Cluster, job: Object) -> None:
 
 def pods(cluster: Cluster, job: Object) -> list[Object]:
     """The job's workers, replaced ones too, the oldest first."""
-    name = job["metadata"]["name"]
+    # A job of that name before this one may have pods that are still being deleted.
+    found = pods_of(cluster, job["metadata"]["name"])
+    return sorted((pod for pod in found if _created(pod) >= _created(job)), key=_created)
+
+
+def pods_of(cluster: Cluster, name: str) -> list[Object]:
+    """The workers of all jobs of that name, deleted ones too."""
     found = _get(
         cluster,
         f"list pods of TrainJob {name}",
         f"/api/v1/namespaces/{cluster.namespace}/pods",
         labelSelector=f"{_JOBSET}/jobset-name={name},{_JOBSET}/replicatedjob-name={NODE}",
     )
-    # A job of that name before this one may have pods that are still being deleted.
-    own = [pod for pod in found["items"] if _created(pod) >= _created(job)]
-    return sorted(own, key=_created)
+    items: list[Object] = found["items"]
+    return items
 
 
 def rank(pod: Object) -> int:

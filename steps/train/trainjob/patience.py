@@ -33,8 +33,8 @@ class Pace:
     """Until a deleted job that does not go is given up: its workers may take minutes for a checkpoint."""
     creation: float = 300.0
     """Until a job of which nothing can be made is given up."""
-    results: float = 60.0
-    """Until a shared volume shows what was written elsewhere."""
+    results: float = 180.0
+    """Until a shared volume shows what was written elsewhere: NFS trusts for a minute what it knows."""
 
 
 class Patience:

@@ -1,5 +1,6 @@
 """What a TrainJob will be, told before it is sent."""
 
+import json
 from functools import partial
 
 from steps import quantities
@@ -35,4 +36,6 @@ def describe(job: Job, run: Run) -> str:
         api = runtimes.shape(connected, params, partial(manifest.render, job, run, runtime=runtime))
     else:
         runtime, api = Runtime(name=params.runtime), params.trainer_api
-    return yaml.safe_dump(manifest.render(job, run, api, runtime), sort_keys=False)
+    # Without the aliases that YAML has for what stands in several places.
+    sent = json.loads(json.dumps(manifest.render(job, run, api, runtime)))
+    return yaml.safe_dump(sent, sort_keys=False)

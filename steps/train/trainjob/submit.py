@@ -10,7 +10,7 @@ from typing import Any
 from steps.errors import ConfigError, TransientError
 from steps.train.trainjob import objects
 from steps.train.trainjob.cluster import Cluster, ExistsError, ForbiddenError
-from steps.train.trainjob.manifest import Object
+from steps.train.trainjob.manifest import FINGERPRINT, Object
 from steps.train.trainjob.patience import Pace, Patience
 from steps.train.trainjob.state import condition
 
@@ -36,6 +36,7 @@ def submit(cluster: Cluster, manifest: Mapping[str, Any], pace: Pace) -> Object:
     while True:
         there, _ = patience.ask(lambda: objects.find(cluster, name), pace.submission)
         if there is None:
+            _wait_until_gone(cluster, name, None, pace)
             try:
                 job = patience.ask(lambda: objects.create(cluster, manifest), pace.submission)
             except ExistsError:  # made meanwhile, or by a request whose answer was lost
@@ -53,21 +54,46 @@ def submit(cluster: Cluster, manifest: Mapping[str, Any], pace: Pace) -> Object:
 
 def remove(cluster: Cluster, job: Object, pace: Pace) -> None:
     """Delete the job, and wait until nothing of it is left (TransientError)."""
-    patience = Patience(pace)
-    patience.ask(lambda: objects.delete(cluster, job), pace.submission)
-    begun = time.monotonic()
-    while left := patience.ask(lambda: _left(cluster, job)):
-        if time.monotonic() - begun > pace.deletion:
-            raise TransientError(
-                f"{title(cluster, job)} was deleted and does not go: {', '.join(left)} still there; "
-                "a node that is gone may hold it: kubectl delete pod --force"
-            )
-        time.sleep(min(pace.first_wait, pace.look))
+    metadata = job["metadata"]
+    Patience(pace).ask(lambda: objects.delete(cluster, job), pace.submission)
+    _wait_until_gone(cluster, metadata["name"], metadata["uid"], pace)
+
+
+def remove_other(cluster: Cluster, name: str, fingerprint: str, pace: Pace) -> None:
+    """Delete the TrainJob of that name where it makes another result, and wait as `remove` does.
+
+    Its workers would go on to write among the checkpoints, at their end too.
+    """
+    job, _ = Patience(pace).ask(lambda: objects.find(cluster, name), pace.submission)
+    found = ((job or {}).get("metadata") or {}).get("annotations") or {}
+    if job is not None and found.get(FINGERPRINT, fingerprint) != fingerprint:
+        log.warning(
+            "%s was made for another result: deleted, with its checkpoints", title(cluster, job)
+        )
+        remove(cluster, job, pace)
 
 
 def title(cluster: Cluster, job: Object) -> str:
     """The job as messages name it."""
-    return f"TrainJob {cluster.namespace}/{job['metadata']['name']}"
+    return _title(cluster, job["metadata"]["name"])
+
+
+def _title(cluster: Cluster, name: str) -> str:
+    return f"TrainJob {cluster.namespace}/{name}"
+
+
+def _wait_until_gone(cluster: Cluster, name: str, uid: str | None, pace: Pace) -> None:
+    patience, begun, told = Patience(pace), time.monotonic(), False
+    while left := patience.ask(lambda: _left(cluster, name, uid)):
+        if not told:
+            log.info("waiting for %s to end", ", ".join(left))
+            told = True
+        if time.monotonic() - begun > pace.deletion:
+            raise TransientError(
+                f"{_title(cluster, name)} was deleted and does not go: {', '.join(left)} still "
+                "there; a node that is gone may hold it: kubectl delete pod --force"
+            )
+        time.sleep(min(pace.first_wait, pace.look))
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -98,13 +124,17 @@ def _refuse_of_another_run(cluster: Cluster, job: Object, manifest: Mapping[str,
         )
 
 
-def _left(cluster: Cluster, job: Object) -> list[str]:
-    """What is still there of a deleted job, its pods included where they may be seen."""
-    uid = job["metadata"]["uid"]
-    there, _ = objects.find(cluster, job["metadata"]["name"])
-    left = [title(cluster, job)] if there and there["metadata"]["uid"] == uid else []
+def _left(cluster: Cluster, name: str, uid: str | None) -> list[str]:
+    """What is still there of a deleted job, its pods included where they may be seen.
+
+    One that was deleted with its owner is gone before its pods, which keep a last checkpoint.
+    """
+    there, _ = objects.find(cluster, name)
+    if there and there["metadata"]["uid"] != uid:
+        return []  # another attempt has made it anew
+    left = [title(cluster, there)] if there else []
     try:
-        left += [f"pod {pod['metadata']['name']}" for pod in objects.pods(cluster, job)]
+        left += [f"pod {pod['metadata']['name']}" for pod in objects.pods_of(cluster, name)]
     except ForbiddenError as error:
         log.debug("%s", error)
     return left
