@@ -260,6 +260,13 @@ def test_a_worker_that_ends_well_before_the_last_step_was_stopped(tmp_path: Path
         run_worker(job, 0, step=2)
 
 
+def test_a_worker_that_says_nothing_of_its_end_is_not_taken_for_one_that_was_stopped(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(StepError, match="ended without a word:\n  loading"):
+        run_worker(job_in(tmp_path), 0)
+
+
 @pytest.mark.parametrize(
     ("leave", "kind", "message"),
     [

@@ -251,6 +251,8 @@ def _run(words: list[str], job: Job, folder: Path, level: int = logging.DEBUG) -
             reader.join()
     if worker.returncode and not stopped:
         raise _error(worker.returncode, folder, list(tail))
+    if not _ends(folder):
+        raise StepError("\n  ".join(["the training worker ended without a word:", *tail]))
     if not _has_ended(folder, job):
         # Another node was asked to stop, and all have kept the state.
         raise Terminated

@@ -107,6 +107,11 @@ class _Training:
         if hook == "on_step_end":
             self._after_step()
         elif hook == "on_train_end":
+            if self.step != self._job.steps:
+                raise StepError(
+                    f"the library's loop ended after step {self.step} of {self._job.steps}: rows "
+                    f"would be skipped; remove {self._job.checkpoints} to begin anew"
+                )
             self._save_model(self._job.model)
 
     def close(self) -> None:
