@@ -106,10 +106,15 @@ def git_blob(path: Path) -> str:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in _files(path))
-    return path.stat().st_size
+    """Bytes of a file, or of all files in a folder, which others may be removing meanwhile."""
+    if not path.is_dir():
+        return path.stat().st_size
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(folder, name).stat().st_size
+    return total
 
 
 def digest(path: Path) -> str:

@@ -40,6 +40,11 @@ class Workspace:
         return self.root / "tokens" / "eval.jsonl"
 
     @property
+    def token_counts(self) -> Path:
+        """What became of the rows of both, written when they are whole."""
+        return self.root / "tokens" / "counts.json"
+
+    @property
     def checkpoints(self) -> Path:
         """What training needs to go on after a stop."""
         return self.root / "checkpoints"

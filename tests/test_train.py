@@ -110,8 +110,12 @@ def test_a_stopped_training_goes_on_to_the_same_losses(
     assert train(whole, base, "--save-samples=8").returncode == 0
     assert kill_at(3, broken, base, number) == code
     assert not (broken / "train.json").exists()
+    tokens, foreign = broken / "tokens" / "train.jsonl", broken / "checkpoints" / ".snapshot"
+    made, _ = tokens.stat().st_ino, foreign.mkdir()
     resumed = train(broken, base, "--save-samples=8")
     assert "going on after step" in resumed.stderr
+    assert tokens.stat().st_ino == made  # workers of a cluster may be reading them
+    assert foreign.exists()
     curves = [
         [json.loads(line) for line in (run / "training/curve.jsonl").read_text().splitlines()]
         for run in (whole, broken)

@@ -28,7 +28,7 @@ PACE = Pace(
     first_wait=0.02,
     longest_wait=0.1,
     reminder=0.0,
-    submission=0.1,
+    submission=2.0,
     deletion=30.0,
     creation=0.0,
 )

@@ -5,7 +5,6 @@ What a stopped attempt left is used again if it was made for the same result, an
 
 import json
 import logging
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -161,9 +160,14 @@ def _tokenise(
     if dry:
         rows = count_tokens(workspace.train_rows, tokenizer, limits)
         held_out = count_tokens(workspace.eval_rows, tokenizer)
+    elif workspace.token_counts.exists():  # of an attempt before, whose workers may be reading them
+        told = json.loads(workspace.token_counts.read_bytes())
+        rows, held_out = Counts(**told["train"]), Counts(**told["eval"])
     else:
         rows = write_tokens(workspace.train_rows, workspace.train_tokens, tokenizer, limits)
         held_out = write_tokens(workspace.eval_rows, workspace.eval_tokens, tokenizer)
+        counts = {"train": asdict(rows), "eval": asdict(held_out)}
+        files.write(workspace.token_counts, json.dumps(counts))
     log.info(
         "training on %s of %s rows: %s tokens, %s of them in the loss, %s in the longest row of %s "
         "allowed; %s rows are held out",
@@ -192,6 +196,7 @@ def _forget_other_attempts(params: TrainParams, run: Run) -> None:
         launcher.choose(params).end_other(params, run)
         for path in (
             workspace.checkpoints,
+            workspace.token_counts,
             workspace.train_tokens,
             workspace.eval_tokens,
             workspace.curve,
@@ -202,16 +207,11 @@ def _forget_other_attempts(params: TrainParams, run: Run) -> None:
 
 
 def _clean(params: TrainParams, run: Run) -> None:
-    """Keep of the checkpoints what the parameters ask for: models of epochs, the full state."""
+    """Remove the full state unless it shall stay, and what was cut off; what is not ours stays."""
     for entry in run.workspace.checkpoints.iterdir():
-        if entry.name in ("fingerprint", "finished.json"):
-            continue
-        is_state = entry.name.startswith("state-")
-        is_model = entry.name.startswith(("epoch-", "samples-"))
-        if (is_state and params.save_full_state) or is_model:
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry)
+        is_state = entry.name.startswith("state-") and not params.save_full_state
+        if is_state or entry.name.endswith((".partial", ".old")):
+            files.remove(entry)
 
 
 def _card(params: TrainParams, run: Run, found: dict[str, float]) -> str:

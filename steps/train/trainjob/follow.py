@@ -124,12 +124,14 @@ class _Following:
         return title(self.cluster, self.job)
 
     def _wait(self, version: str) -> None:
-        name = self.job["metadata"]["name"]
+        name, begun, least = self.job["metadata"]["name"], time.monotonic(), self.pace.first_wait
         try:
             objects.wait_for_change(self.cluster, name, version, self.pace.look)
         except TransientError as error:  # that it was cut off says nothing; the next look does
             log.debug("%s", error)
-            time.sleep(max(self.pace.first_wait, retry_after(error)))
+            least = max(least, retry_after(error))
+        # A watch may end at once, time and again, as behind a proxy that cuts it.
+        time.sleep(max(0.0, least - (time.monotonic() - begun)))
 
     def _allowed(self, what: str, request: Callable[[], T]) -> T | None:
         """What the request gives; None where the right is missing, which is told once."""
