@@ -30,11 +30,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0
 LabelKey = Annotated[
     str,
     StringConstraints(
-        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?$"
+        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
     ),
 ]
 Variable = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
-ProxyAddress = Annotated[str, StringConstraints(pattern=r"^(https?://[^\s/:@]+(:\d{1,5})?/?)?$")]
+ProxyAddress = Annotated[str, StringConstraints(pattern=r"^(https?://[^\s/:@]+(:[0-9]{1,5})?/?)?$")]
 """Without user and password, which would stand in the manifests."""
 Prefix = Annotated[str, StringConstraints(pattern=r"^([a-z]([-a-z0-9]{0,29}))?$")]
 
@@ -46,9 +46,9 @@ def _above_zero(quantity: str) -> str:
 
 
 Quantity = Annotated[str, StringConstraints(pattern=QUANTITY), AfterValidator(_above_zero)]
-Duration = Annotated[str, StringConstraints(pattern=r"^\d+[smhd]$")]
+Duration = Annotated[str, StringConstraints(pattern=r"^[0-9]+[smhd]$")]
 """A whole number and a unit: 30s, 10m, 12h, 7d."""
-Deadline = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*[smhd]$")]
+Deadline = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[smhd]$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
 
@@ -94,9 +94,9 @@ _DEFAULTS: Any = Field(default_factory=dict, validate_default=True)
 class Images(Group):
     """Where the steps' images come from."""
 
-    registry: str = Field(default="", pattern=r"^([\w.-]+(:\d+)?(/[\w.-]+)*)?$")
+    registry: str = Field(default="", pattern=r"^([A-Za-z0-9_.-]+(:[0-9]+)?(/[A-Za-z0-9_.-]+)*)?$")
     """Registry and path before the image's name: quay.io/team-a. Empty: images the nodes have already."""
-    tag: str = Field(default=steps.__version__, pattern=r"^\w[\w.-]{0,127}$")
+    tag: str = Field(default=steps.__version__, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
     """Tag of all images."""
     digests: dict[Name, Digest] = {}
     """Digest by image name (sft-train: sha256:...); pins that image, and its tag counts for nothing."""
@@ -175,7 +175,7 @@ class Semaphore(Group):
 
     config_map: Name
     """ConfigMap in the run's namespace."""
-    key: str = Field(pattern=r"^[-\w.]+$")
+    key: str = Field(pattern=r"^[-A-Za-z0-9_.]+$")
     """Entry that holds the number."""
 
 
@@ -195,7 +195,7 @@ class CaBundle(Group):
 
     config_map: Name
     """ConfigMap in the run's namespace."""
-    key: str = Field(default="ca-bundle.crt", pattern=r"^[-\w.]+$")
+    key: str = Field(default="ca-bundle.crt", pattern=r"^[-A-Za-z0-9_.]+$")
     """Entry that holds the certificates; they stand in place of the image's, so public ones too."""
 
 
@@ -227,7 +227,7 @@ class KeyFilter(Group):
     """Only keys that begin so."""
     suffix: str = ".jsonl"
     """Only keys that end so."""
-    marker: str = Field(default="", pattern=r"^[\w.-]*$")
+    marker: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
     """An object's name, `_SUCCESS`: its arrival starts the run, on all that lies beside it."""
     parameter: str = "data_uri"
     """Parameter that gets the object's s3:// address."""
@@ -236,7 +236,7 @@ class KeyFilter(Group):
 class Minio(KeyFilter):
     """Objects that land in a bucket of a MinIO server."""
 
-    endpoint: str = Field(pattern=r"^[\w.-]+(:\d+)?$")
+    endpoint: str = Field(pattern=r"^[A-Za-z0-9_.-]+(:[0-9]+)?$")
     """Host and port."""
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
     """The bucket; the keys of s3-secret may listen to it."""
@@ -247,7 +247,7 @@ class Minio(KeyFilter):
 class Sqs(KeyFilter):
     """Objects that land in a bucket of AWS S3, by the queue it notifies."""
 
-    queue: str = Field(pattern=r"^[\w.-]+$")
+    queue: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """Name of the queue."""
     region: str = Field(pattern=r"^[a-z0-9-]+$")
     """Region of the queue."""
@@ -260,7 +260,7 @@ class Webhook(Group):
 
     port: int = Field(default=12000, ge=1, le=65535)
     """Port of the service."""
-    path: str = Field(default="/runs", pattern=r"^/[\w./-]*$")
+    path: str = Field(default="/runs", pattern=r"^/[A-Za-z0-9_./-]*$")
     """Path that is posted to."""
     secret: Name = "sft-webhook"  # noqa: S105  # its name
     """Secret with the token under the key `token`."""

@@ -17,7 +17,7 @@ class EvaluateParams(StepParams):
 
     tasks: Man[Place[list[str]]] = Field(default=["arc_easy"])
     """lm-eval tasks, by name or by the path of a YAML file."""
-    batch: Operational[str] = Field(default="auto", pattern=r"^(auto|[1-9]\d*)$")
+    batch: Operational[str] = Field(default="auto", pattern=r"^(auto|[1-9][0-9]*)$")
     """Evaluation batch: auto or a number."""
     gen_kwargs: dict[str, Any] = Field(default={})
     """Generation arguments of lm-eval's generating tasks."""

@@ -15,7 +15,7 @@ REGISTRY_SECRET = Secret(
 )
 
 SEMANTIC_VERSION = (
-    r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$"
+    r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$"
 )
 """https://semver.org, without the rule on leading zeros in pre-releases."""
 

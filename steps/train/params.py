@@ -38,7 +38,7 @@ by reference."""
 WORKER = "train-worker"
 """Component of a TrainJob's pods, by their label app.kubernetes.io/component."""
 
-QUANTITY = r"^\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?$"
 """A Kubernetes quantity as people write it: 4, 500m, 64Gi."""
 LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
 """The value of a Kubernetes label; also the name of most objects."""
@@ -144,7 +144,7 @@ class TrainParams(StepParams):
     """Longest row, in tokens; longer rows are dropped and counted."""
     memory: Cluster[str] = Field(default="64Gi", pattern=QUANTITY)
     """Memory per worker."""
-    num_procs: Operational[str] = Field(default="auto", pattern=r"^(auto|[1-9]\d*)$")
+    num_procs: Operational[str] = Field(default="auto", pattern=r"^(auto|[1-9][0-9]*)$")
     """Training processes per worker: auto (one a GPU) or a number."""
     pull_secret: SecretStr = SecretStr("")
     """Docker config.json content for oci:// models; prefer the secret oci-pull-secret-model-download."""
@@ -185,5 +185,5 @@ class TrainParams(StepParams):
     """Taints that the workers tolerate, a JSON list of tolerations as pods have them."""
     shm_size: Further[Cluster[str]] = Field(default="16Gi", pattern=QUANTITY)
     """Size of a worker's /dev/shm, part of its memory: NCCL needs more than the 64 MiB of a container."""
-    deadline: Further[Cluster[str]] = Field(default="", pattern=r"^([1-9]\d*[smhd])?$")
+    deadline: Further[Cluster[str]] = Field(default="", pattern=r"^([1-9][0-9]*[smhd])?$")
     """Longest time that a TrainJob may run, 12h or 7d; time in a queue does not count. Empty: none."""
