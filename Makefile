@@ -51,7 +51,7 @@ bench: $(VENV)/dev ## Measure against named baselines, as ratios in one run
 # With PYTHON= nothing is installed: that interpreter, and what PYTHONPATH names, serve as they are.
 GPU_PY := $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON),$(PY))
 gpu-check: $(if $(filter $(PY),$(GPU_PY)),$(VENV)/dev) ## Check training on a CUDA GPU; PYTHON= names an interpreter with torch
-	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(GPU_PY) -m benchmarks.gpu
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" "$(GPU_PY)" -m benchmarks.gpu
 
 images: $(IMAGES) ## Build the steps' images; images/README.md says with what settings
 

@@ -191,9 +191,14 @@ POD = ("gpu", "cpu", "memory")
 """Parameters that an engine makes a step's own pod from: inside a pod they are served already."""
 
 
+def in_pod() -> bool:
+    """Whether this process runs in a pod of Kubernetes."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
 def required_on_cluster_only(params: StepParams) -> list[str]:
     """Names of the cluster's parameters whose value is not their default."""
-    served = POD if os.environ.get("KUBERNETES_SERVICE_HOST") else ()
+    served = POD if in_pod() else ()
     return [
         name
         for name, field in type(params).model_fields.items()

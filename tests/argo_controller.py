@@ -172,10 +172,14 @@ class Controller:
         container = template["container"]
         variables: dict[str, str] = {}
         for source in container.get("envFrom", []):
-            variables |= self._secret(source["secretRef"]) or {}
+            found = self._secret(source["secretRef"]) or {}
+            variables |= {source.get("prefix", "") + key: value for key, value in found.items()}
         for each in container.get("env", []):
             if "value" in each:
                 variables[each["name"]] = expand(each["value"], variables)
+                continue
+            if field := each["valueFrom"].get("fieldRef"):
+                variables[each["name"]] = {"metadata.name": name}[field["fieldPath"]]
                 continue
             key = each["valueFrom"]["secretKeyRef"]
             value = (self._secret(key) or {}).get(key["key"])

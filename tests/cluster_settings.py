@@ -18,6 +18,7 @@ EVENTS: dict[str, Any] = {
 
 CLUSTERS: dict[str, dict[str, Any]] = {
     "defaults": {},
+    "local": {"launcher": "local"},
     "openshift": {"platform": "openshift", "schedule": SCHEDULE, "events": EVENTS},
     "namespace and prefix": {
         "namespace": "team-a",
@@ -31,9 +32,8 @@ CLUSTERS: dict[str, dict[str, Any]] = {
         "schedule": SCHEDULE,
         "events": EVENTS,
     },
-    "trainjob": {"launcher": "trainjob", "namespace": "sft"},
-    "trainjob by the service account": {
-        "launcher": "trainjob",
+    "a namespace": {"namespace": "sft"},
+    "the service account": {
         "cluster_auth": "service-account",
         "namespace": "sft",
     },

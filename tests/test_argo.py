@@ -117,7 +117,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             "phase_04_registry_opt_port": "8081",
             "phase_04_registry_opt_on_conflict": "increment",
         }
-        controller = Controller(template(), folder)
+        controller = Controller(template("local"), folder)
         # Its pods are lost twice: once before it begins, once in the midst of training.
         controller.lost["train"] = [(-1, "pod deleted")]
         controller.killed["train"] = ["checkpoint after step 2"]
@@ -220,7 +220,7 @@ def test_evaluate_is_an_entrypoint_for_a_model_of_ones_own(run: Run) -> None:
         "phase_03_eval_opt_model": run.given["phase_02_train_man_model"],
         "phase_03_eval_man_tasks": run.given["phase_03_eval_man_tasks"],
     }
-    controller = Controller(template(), run.folder)
+    controller = Controller(template("local"), run.folder)
     outcome = controller.submit(given, "scores", entrypoint="evaluate")
     assert outcome.phase == "Succeeded", outcome.attempts["evaluate"][-1].log
     assert set(outcome.nodes) == {"evaluate", "summary"}
@@ -255,7 +255,7 @@ def test_parameters_that_only_a_cluster_can_serve_are_refused_by_name_and_not_re
         "phase_02_train_opt_trainer_api": "v2.1",
         "phase_02_train_opt_use_liger": "true",
     }
-    outcome = Controller(template(), tmp_path).submit(given)
+    outcome = Controller(template("local"), tmp_path).submit(given)
     assert (
         record(tmp_path, "dataset")["parameters"]["eval_uri"]
         == given["phase_01_dataset_opt_eval_uri"]
@@ -362,7 +362,7 @@ def test_a_run_that_is_submitted_again_by_its_name_does_only_what_is_new_to_it_a
         results={"number": "0"},
     )
     pipeline = Pipeline(SFT.name, SFT.description, (*SFT.steps, fifth), title=SFT.title)
-    made = template(pipeline=pipeline)
+    made = template("local", pipeline)
     given = run.given | {"phase_05_count_man_number": "8"}
     before = [record(run.folder, step.name) for step in SFT.steps]
     outcome = Controller(made, run.folder).submit(given, NAME)
@@ -395,7 +395,7 @@ def test_all_parameters_have_their_name_order_description_and_a_valid_default() 
     required = [each["name"] for each in made if "value" not in each]
     assert required == ["phase_01_dataset_man_data_uri"]
     by_name = {each["name"]: each for each in made}
-    assert by_name["phase_02_train_opt_launcher"]["value"] == "local"
+    assert by_name["phase_02_train_opt_launcher"]["value"] == "trainjob"
     assert by_name["phase_02_train_opt_lr_scheduler"]["enum"][:2] == ["linear", "cosine"]
     secrets = [each.name for each in SFT.parameters() if is_secret(each.field)]
     assert {by_name[name]["value"] for name in secrets} == {""}
@@ -403,13 +403,13 @@ def test_all_parameters_have_their_name_order_description_and_a_valid_default() 
 
 def test_a_teams_defaults_are_the_templates() -> None:
     own = {"epochs": 3, "train-seed": 9, "phase_03_eval_man_tasks": "a,b", "save_epoch": "no"}
-    made = template(parameters=own, launcher="trainjob", cluster_auth="service-account")
+    made = template(parameters=own, launcher="local", cluster_auth="service-account")
     values = {each["name"]: each.get("value") for each in made["spec"]["arguments"]["parameters"]}
     assert values["phase_02_train_man_epochs"] == "3"
     assert values["phase_02_train_opt_seed"] == "9"
     assert values["phase_03_eval_man_tasks"] == "a,b"
     assert values["phase_02_train_opt_save_epoch"] == "False"
-    assert values["phase_02_train_opt_launcher"] == "trainjob"
+    assert values["phase_02_train_opt_launcher"] == "local"
     assert values["phase_02_train_opt_cluster_auth"] == "service-account"
 
 
@@ -471,7 +471,7 @@ def test_the_token_is_hidden_from_containers_that_do_not_ask_the_api(name: str) 
         and place in [mount["mountPath"] for mount in each["container"]["volumeMounts"]]
     }
     ours = {each["name"] for each in templates(name).values() if "container" in each}
-    asks = {"train", "stop-training"} if name == "trainjob by the service account" else set()
+    asks = {"train", "stop-training"} if name == "the service account" else set()
     assert ours - hidden == asks
 
 
@@ -503,12 +503,14 @@ def test_secrets_are_optional_keys_under_the_names_of_the_settings(name: str) ->
 
 def test_a_secret_of_the_cluster_reaches_the_step_and_no_log(tmp_path: Path) -> None:
     secrets = {"http-token": {"HTTP_BEARER_TOKEN": "very-secret"}, "train-env": {"WANDB": "x"}}
-    controller = Controller(template(), tmp_path, secrets)
+    controller = Controller(template("local"), tmp_path, secrets)
     scope = controller.scope({"phase_01_dataset_man_data_uri": "/x"})
     container, _ = controller.pod("dataset-download", scope)
     assert container["variables"]["HTTP_BEARER_TOKEN"] == "very-secret"
     assert "HF_TOKEN" not in container["variables"]
     assert controller.pod("train", scope)[0]["variables"]["WANDB"] == "x"
+    submits = Controller(template(), tmp_path, secrets)
+    assert submits.pod("train", scope)[0]["variables"]["TRAIN_ENV_WANDB"] == "x"
 
 
 # What settings change of the pods
@@ -521,19 +523,19 @@ def main_resources(name: str, step: str) -> dict[str, Any]:
 
 
 def test_a_pod_that_only_submits_a_trainjob_has_no_gpu_and_no_shared_memory() -> None:
-    assert set(main_resources("defaults", "train")["limits"]) == {"memory", "nvidia.com/gpu"}
-    assert set(main_resources("trainjob", "train")["limits"]) == {"memory"}
-    assert "nvidia.com/gpu" in main_resources("trainjob", "evaluate")["limits"]
-    for name, shared in (("defaults", True), ("trainjob", False)):
+    assert set(main_resources("local", "train")["limits"]) == {"memory", "nvidia.com/gpu"}
+    assert set(main_resources("defaults", "train")["limits"]) == {"memory"}
+    assert "nvidia.com/gpu" in main_resources("defaults", "evaluate")["limits"]
+    for name, shared in (("local", True), ("defaults", False)):
         mounts = templates(name)["train"]["container"]["volumeMounts"]
         assert ("/dev/shm" in [each["mountPath"] for each in mounts]) is shared
-    assert "tolerations" not in templates("trainjob")["train"]
+    assert "tolerations" not in templates("defaults")["train"]
     shm = {each["name"]: each for each in template()["spec"]["volumes"]}["shm"]
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
 
 
 def test_a_step_that_submits_a_trainjob_knows_its_run_and_the_clusters_ca() -> None:
-    container = templates("trainjob")["train"]["container"]
+    container = templates("defaults")["train"]["container"]
     words = dict(word.split("=", 1) for word in container["args"])
     assert words["--namespace"] == "{{workflow.namespace}}"
     assert words["--run-uid"] == "{{workflow.uid}}"
@@ -544,16 +546,16 @@ def test_a_step_that_submits_a_trainjob_knows_its_run_and_the_clusters_ca() -> N
     assert env["POD_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
     # Which keys `train-env` has is told, for the TrainJob to refer to; elsewhere they are used.
     assert [each["prefix"] for each in container["envFrom"]] == ["TRAIN_ENV_"]
-    assert "prefix" not in templates("defaults")["train"]["container"]["envFrom"][0]
+    assert "prefix" not in templates("local")["train"]["container"]["envFrom"][0]
     places = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
-    volumes = {each["name"]: each for each in rendered("trainjob")["spec"]["volumes"]}
+    volumes = {each["name"]: each for each in rendered("defaults")["spec"]["volumes"]}
     ca = volumes[places["/var/run/secrets/kubernetes.io/serviceaccount"]]
     assert ca["configMap"] == {"name": "kube-root-ca.crt", "optional": True}
-    alone = templates("defaults")["train"]["container"]
+    alone = templates("local")["train"]["container"]
     assert "--worker-pod" not in " ".join(alone["args"])
 
 
-@pytest.mark.parametrize("name", ["trainjob", "trainjob by the service account"])
+@pytest.mark.parametrize("name", ["defaults", "the service account"])
 def test_a_stopped_run_stops_its_trainjob_too(name: str) -> None:
     assert rendered(name)["spec"]["hooks"]["exit"]["template"] == "end"
     tasks = {each["name"]: each for each in templates(name)["end"]["dag"]["tasks"]}
@@ -576,20 +578,19 @@ def test_a_stopped_run_stops_its_trainjob_too(name: str) -> None:
 
 
 def test_gpu_pods_keep_the_labels_and_taints_that_hold_for_all_pods() -> None:
-    train = templates("scheduling")["train"]
+    gpu = templates("scheduling")["evaluate"]
     # A template's own stand in place of the workflow's.
-    assert train["nodeSelector"] == {"zone": "a", "gpu": "mi300"}
-    assert [each["key"] for each in train["tolerations"]] == ["batch", "nvidia.com/gpu"]
-    assert set(main_resources("scheduling", "train")["limits"]) == {"memory", "amd.com/gpu"}
+    assert gpu["nodeSelector"] == {"zone": "a", "gpu": "mi300"}
+    assert [each["key"] for each in gpu["tolerations"]] == ["batch", "nvidia.com/gpu"]
+    assert set(main_resources("scheduling", "evaluate")["limits"]) == {"memory", "amd.com/gpu"}
     spec = template("scheduling")["spec"]
     assert spec["nodeSelector"] == {"zone": "a"}
     assert spec["podPriorityClassName"] == "batch"
     assert spec["imagePullSecrets"] == [{"name": "quay"}]
     assert spec["podMetadata"]["annotations"] == {"note": "yes: 5e-06"}
+    train = templates("scheduling")["train"]
     assert train["container"]["image"] == f"quay.io/team/sft-train@sha256:{'0' * 64}"
-    assert templates("scheduling")["evaluate"]["container"]["image"].startswith(
-        "quay.io/team/sft-e"
-    )
+    assert gpu["container"]["image"].startswith("quay.io/team/sft-e")
 
 
 def test_claims_are_mounted_read_only_under_names_that_kubernetes_takes() -> None:

@@ -162,8 +162,8 @@ EXECUTOR = {
 
 
 def test_roles_allow_no_more_than_is_needed() -> None:
-    assert roles("defaults") == {"sft-run": [EXECUTOR]}
-    assert roles("trainjob")["sft-run"] == [EXECUTOR]
+    assert roles("local") == {"sft-run": [EXECUTOR]}
+    assert roles("defaults")["sft-run"] == [EXECUTOR]
     claims = roles("a claim a run")["sft-claims"]
     assert claims[0] == EXECUTOR
     assert claims[1:] == [
@@ -187,7 +187,7 @@ def test_roles_allow_no_more_than_is_needed() -> None:
 def test_a_step_that_submits_a_trainjob_may_do_what_following_one_takes() -> None:
     assert {
         (group, resource): rule["verbs"]
-        for rule in roles("trainjob")["sft-train"][1:]
+        for rule in roles("defaults")["sft-train"][1:]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     } == {
@@ -198,7 +198,7 @@ def test_a_step_that_submits_a_trainjob_may_do_what_following_one_takes() -> Non
         ("", "events"): ["list"],
         ("kueue.x-k8s.io", "workloads"): ["list"],
     }
-    (role,) = (each for each in every("trainjob") if each["kind"] == "ClusterRole")
+    (role,) = (each for each in every("a namespace") if each["kind"] == "ClusterRole")
     assert role["rules"] == [
         {
             "apiGroups": ["trainer.kubeflow.org"],
@@ -214,11 +214,37 @@ def test_a_step_that_submits_a_trainjob_may_do_what_following_one_takes() -> Non
     ]
     (worker,) = (
         each
-        for each in every("trainjob")
+        for each in every()
         if (each["kind"], each["metadata"]["name"]) == ("ServiceAccount", "sft-train-worker")
     )
     assert worker["automountServiceAccountToken"] is False
-    assert "sft-train-worker" not in roles("trainjob")
+    assert "sft-train-worker" not in roles("defaults")
+
+
+def test_without_a_namespace_only_what_would_have_to_name_one_is_left_out() -> None:
+    (binding,) = (each for each in every("a namespace") if each["kind"] == "ClusterRoleBinding")
+    subject = {"kind": "ServiceAccount", "name": "sft-train", "namespace": "sft"}
+    assert binding["subjects"] == [subject]
+    there, missing = (
+        {(each["kind"], each["metadata"]["name"]) for each in every(name)}
+        for name in ("a namespace", "defaults")
+    )
+    assert there - missing == {
+        ("Namespace", "sft"),
+        ("ClusterRole", "sft-training-runtimes"),
+        ("ClusterRoleBinding", "sft-training-runtimes"),
+    }
+    assert "namespace:" not in "".join(tree("defaults").values())
+
+
+def test_a_pipeline_that_trains_nothing_may_do_nothing_with_trainjobs() -> None:
+    toy = every("a namespace", "toy")
+    accounts = [each["metadata"]["name"] for each in toy if each["kind"] == "ServiceAccount"]
+    assert set(accounts) == {"sft-run"}
+    text = json.dumps(toy)
+    assert "trainer.kubeflow.org" not in text
+    assert "sft-train-worker" not in text
+    assert "kube-root-ca.crt" not in text
 
 
 @pytest.mark.parametrize("name", ["defaults", "openshift", "scheduling"])
@@ -254,9 +280,10 @@ def test_every_account_that_a_pod_names_is_there_with_a_binding_to_its_own_role(
             if each["kind"] == "RoleBinding":
                 assert each["roleRef"]["name"] == each["metadata"]["name"]
                 assert [one["name"] for one in each["subjects"]] == [each["roleRef"]["name"]]
-        if name.startswith("trainjob"):  # its name goes to the train step, for the TrainJob's pods
+        if cluster(name).launcher == "trainjob":
+            # Its name goes to the train step, for the TrainJob's pods.
             (worker,) = accounts - named
-            assert worker == "sft-train-worker"
+            assert worker.endswith("sft-train-worker")
             named.add(worker)
         assert named - {None} == accounts, name
 
@@ -274,16 +301,16 @@ def policies(name: str, **more: Any) -> dict[str, dict[str, Any]]:
 
 
 def test_workers_of_a_trainjob_reach_one_another_on_any_port() -> None:
-    worker = policies("trainjob")["sft-train-worker"]
+    worker = policies("defaults")["sft-train-worker"]
     pods = worker["podSelector"]
     assert pods["matchLabels"]["app.kubernetes.io/component"] == "train-worker"
     assert worker["ingress"] == [{"from": [{"podSelector": pods}]}]
     assert {"to": [{"podSelector": pods}]} in worker["egress"]
-    assert "sft-train-worker" not in policies("defaults")
+    assert "sft-train-worker" not in policies("local")
 
 
 def opened(policy: dict[str, Any]) -> set[int]:
-    return {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+    return {port["port"] for rule in policy["egress"] for port in rule.get("ports", [])}
 
 
 def test_pods_of_a_run_reach_nothing_but_what_their_step_needs() -> None:
@@ -291,7 +318,8 @@ def test_pods_of_a_run_reach_nothing_but_what_their_step_needs() -> None:
     closed = found.pop("sft-default-deny")
     assert closed["policyTypes"] == ["Ingress", "Egress"]
     assert not {"ingress", "egress"} & set(closed)
-    assert set(found) == {f"sft-{name}" for name in [*(s.name for s in SFT.steps), "summary"]}
+    pods = [*(step.name for step in SFT.steps), "train-worker", "summary"]
+    assert set(found) == {f"sft-{name}" for name in pods}
     assert opened(found["sft-dataset"]) == {53, 80, 443, 6443, 9000}
     assert opened(found["sft-summary"]) == {53, 443, 6443}
     for policy in found.values():
@@ -361,7 +389,7 @@ def test_what_only_an_administrator_may_apply_is_in_a_folder_of_its_own() -> Non
 
 
 def test_one_node_without_a_gpu_has_an_overlay_of_its_own() -> None:
-    for name in ("defaults", "trainjob", "cluster scope"):
+    for name in ("defaults", "the service account", "cluster scope"):
         objects = manifests.part(cluster(name), "single-node")
         kinds = {each["kind"]: each for each in objects}
         assert kinds["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOnce"]
@@ -378,7 +406,7 @@ def test_a_prefix_is_before_every_name_and_the_namespace_in_every_object() -> No
         if each["kind"] == "Namespace":
             assert name == "team-a"
             continue
-        if each["kind"] != "ClusterTrainingRuntime":  # of no namespace
+        if not each["kind"].startswith("Cluster"):  # of no namespace
             assert each["metadata"]["namespace"] == "team-a"
         assert name.startswith("dev-") or (each["kind"], name) == ("EventBus", "default")
         for made in created(each):
@@ -426,13 +454,30 @@ def test_a_mistake_is_told_with_exit_code_64_and_nothing_is_written(
     assert [path.name for path in tmp_path.rglob("*")] == ["sft.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("namespace: team-a", ["cluster", "trainer", "base"]),
+        ("{}", ["trainer", "base"]),
+        ("launcher: local", ["base"]),
+    ],
+)
+def test_what_is_to_be_applied_is_told_in_its_order(
+    text: str, parts: list[str], tmp_path: Path, render: Callable[..., Done]
+) -> None:
+    (tmp_path / "sft.yaml").write_text(text)
+    told = render("--out", "made").stderr
+    commands = [f"kubectl apply --server-side -k made/{part}" for part in parts]
+    assert told == f"sft: made is written; {', then '.join(commands)}\n"
+
+
 def test_refused_settings_leave_the_folder_as_it_was(
     tmp_path: Path, render: Callable[..., Done]
 ) -> None:
     (tmp_path / "sft.yaml").write_text("namespace: team-a\n")
     assert render().returncode == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")}
-    (tmp_path / "sft.yaml").write_text("namespace: team-b\nlauncher: trainjob\n")
+    (tmp_path / "sft.yaml").write_text("namespace: team-b\n")
     refused = render("--set", "storage.access_mode=ReadWriteOnce")
     assert refused.returncode == 64
     assert "ReadWriteOnce serves one node" in refused.stderr
@@ -480,6 +525,12 @@ def test_flags_win_over_the_file_and_set_reaches_everything(
 # The checks that Hera does not make
 
 
+def dag(made: dict[str, Any]) -> dict[str, Any]:
+    templates = {each["name"]: each for each in made["spec"]["templates"]}
+    found: dict[str, Any] = templates[made["spec"]["entrypoint"]]["dag"]
+    return found
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -490,7 +541,7 @@ def test_flags_win_over_the_file_and_set_reaches_everything(
         (lambda made: made["spec"]["templates"][0].update(name="1st"), "is not a template's name"),
         (lambda made: made["spec"]["volumes"].pop(0), "mounts runs, which is no volume"),
         (
-            lambda made: made["spec"]["templates"][-1]["dag"]["tasks"].pop(0),
+            lambda made: dag(made)["tasks"].pop(0),
             "train depends on dataset-download, which is no task",
         ),
         (lambda made: made["spec"]["arguments"]["parameters"].pop(0), "there is no parameter"),

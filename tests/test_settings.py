@@ -158,10 +158,11 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
     ("values", "told"),
     [
         (
-            {"launcher": "trainjob", "namespace": "a", "storage": {"access_mode": "ReadWriteOnce"}},
-            "storage.access_mode ReadWriteOnce serves one node",
+            {"storage": {"access_mode": "ReadWriteOnce"}},
+            "storage.access_mode ReadWriteOnce serves one node, but launcher trainjob trains in pods on "
+            "others: take ReadWriteMany, or launcher local",
         ),
-        ({"launcher": "trainjob"}, "launcher trainjob needs a namespace"),
+        ({"cluster_auth": "service-account"}, "cluster_auth service-account needs a namespace"),
         ({"storage": {"per_run": True, "create": False}}, "storage.create cannot be false"),
         ({"parameters": {"launcher": "local"}}, "parameters.launcher: set launcher itself"),
         ({"parameters": {"train-cluster-auth": "secret"}}, "set cluster_auth itself"),
@@ -211,13 +212,20 @@ def test_what_fits_in_no_cluster_is_refused(values: dict[str, Any], told: str) -
 
 def test_several_impossible_settings_are_told_together() -> None:
     given = settings.validate(
-        {"launcher": "trainjob", "storage": {"access_mode": "ReadWriteOnce"}}, "mine.yaml"
+        {"cluster_auth": "service-account", "storage": {"access_mode": "ReadWriteOnce"}},
+        "mine.yaml",
     )
     for overlay in (None, "base", "cluster"):
         with pytest.raises(UsageError) as refused:
             manifests.part(given, overlay)
         assert "serves one node" in str(refused.value)
         assert "needs a namespace" in str(refused.value)
+
+
+def test_a_pod_that_trains_itself_needs_neither_a_shared_volume_nor_a_namespace() -> None:
+    alone = {"launcher": "local", "cluster_auth": "service-account"}
+    given = settings.validate(alone | {"storage": {"access_mode": "ReadWriteOnce"}}, "mine.yaml")
+    assert manifests.part(given, None)
 
 
 def test_an_image_is_named_by_registry_tag_or_digest() -> None:

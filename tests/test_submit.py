@@ -200,14 +200,14 @@ def test_of_one_step_alone_no_other_parameter_is_missed(here: Cluster) -> None:
 
 
 def test_a_launcher_that_the_pods_were_not_rendered_for_is_refused(here: Cluster) -> None:
-    done = here.sft("submit", *DATA, "--launcher", "trainjob")
+    done = here.sft("submit", *DATA, "--launcher", "local")
     assert done.returncode == 64
     assert (
-        "--launcher: the pods of WorkflowTemplate sft-pipeline were rendered for 'local'"
+        "--launcher: the pods of WorkflowTemplate sft-pipeline were rendered for 'trainjob'"
         in done.stderr
     )
     assert not here.submitted
-    assert here.sft("submit", *DATA, "--launcher", "local").returncode == 0
+    assert here.sft("submit", *DATA, "--launcher", "trainjob").returncode == 0
 
 
 def test_a_parameter_that_the_template_does_not_have_is_refused(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_dry_run_needs_no_cluster(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_with_a_cluster_looks_at_the_template_and_sends_nothing(here: Cluster) -> None:
-    done = here.sft("submit", *DATA, "--launcher", "trainjob", "--dry-run", "--context", "here")
+    done = here.sft("submit", *DATA, "--launcher", "local", "--dry-run", "--context", "here")
     assert done.returncode == 64
     assert here.sft("submit", *DATA, "--dry-run", "--context", "here").returncode == 0
     assert not here.submitted

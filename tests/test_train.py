@@ -38,11 +38,14 @@ def workspace_in(folder: Path, rows: int = 60, words: int = 30) -> Path:
     return workspace
 
 
-def train(workspace: Path, model: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def train(
+    workspace: Path, model: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*TRAIN, f"--workspace={workspace}", f"--model={model}", *FAST, *arguments],
         capture_output=True,
         text=True,
+        env=os.environ | variables,
     )
 
 
@@ -216,6 +219,25 @@ def test_parameters_that_have_no_effect_here_are_refused_all_at_once(tmp_path: P
         "lr-warmup",
     ):
         assert f"--{name}" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "needed"),
+    [
+        ({}, "a cluster"),
+        (
+            {"KUBERNETES_SERVICE_HOST": "192.0.2.1"},
+            "a TrainJob (launcher: trainjob in sft.yaml)",
+        ),
+    ],
+)
+def test_what_one_pod_cannot_serve_is_refused_with_what_can(
+    place: dict[str, str], needed: str, tmp_path: Path
+) -> None:
+    given = ["--launcher=local", "--workers=2", "--check"]
+    refused = train(workspace_in(tmp_path), make_model(tmp_path / "base"), *given, **place)
+    assert refused.returncode == 64, refused.stderr
+    assert f"--workers needs {needed}: leave it at its default here" in refused.stderr
 
 
 @pytest.mark.parametrize("content", [None, " \n"])

@@ -485,18 +485,20 @@ def submitted(settings: Settings, folder: Path, **given: str) -> tuple[Run, Job]
 
 
 @pytest.mark.parametrize(("api", "tag"), SHAPES)
-@pytest.mark.parametrize("name", ["trainjob", "proxy and certificates", "scheduling", "openshift"])
+@pytest.mark.parametrize(
+    "name", ["a namespace", "proxy and certificates", "scheduling", "openshift"]
+)
 def test_a_clusters_settings_reach_the_trainjob(
     name: str, api: Api, tag: str, tmp_path: Path
 ) -> None:
-    settings = cluster(name, launcher="trainjob", namespace="sft")
+    settings = cluster(name, namespace="sft")
     run, job = submitted(settings, tmp_path)
     sent = render(job, run, api, RUNTIME)
     assert argo_schemas.trainer_faults(sent, tag) == []
 
 
 def test_settings_for_pods_with_gpus_are_defaults_of_the_runs_parameters(tmp_path: Path) -> None:
-    settings = cluster("scheduling", launcher="trainjob", namespace="sft", name_prefix="dev-")
+    settings = cluster("scheduling", namespace="sft", name_prefix="dev-")
     run, job = submitted(settings, tmp_path)
     assert limits.refusals(job.params) == []
     sent = render(job, run, "v2.2", RUNTIME)
@@ -514,12 +516,13 @@ def test_settings_for_pods_with_gpus_are_defaults_of_the_runs_parameters(tmp_pat
     _, mine = submitted(settings, tmp_path, runtime="training-hub", gpu_resource="nvidia.com/gpu")
     assert (mine.params.runtime, mine.params.gpu_resource) == ("training-hub", "nvidia.com/gpu")
     # Where the step trains in its own pod they are the pod's, and would be refused here.
-    local = {each.name: each.value for each in parameters(cluster("scheduling"), SFT)}
+    alone = cluster("scheduling", launcher="local")
+    local = {each.name: each.value for each in parameters(alone, SFT)}
     assert local["phase_02_train_opt_gpu_resource"] == "nvidia.com/gpu"
 
 
 def test_proxy_and_certificates_reach_the_workers(tmp_path: Path) -> None:
-    settings = cluster("proxy and certificates", launcher="trainjob", namespace="sft")
+    settings = cluster("proxy and certificates", namespace="sft")
     run, job = submitted(settings, tmp_path)
     sent = render(job, run, "v2.2", RUNTIME)
     env = variables(sent)

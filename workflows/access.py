@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from workflows.objects import kubernetes_object
-from workflows.pipeline import Step
+from workflows.pipeline import Pipeline, Step
 from workflows.settings import Settings
 
 RUN, TRAIN, WORKER, CLAIMS = "sft-run", "sft-train", "sft-train-worker", "sft-claims"
@@ -52,6 +52,11 @@ def submits(step: Step, settings: Settings) -> bool:
     return settings.launcher == "trainjob" and "launcher" in step.params.model_fields
 
 
+def any_submits(pipeline: Pipeline, settings: Settings) -> bool:
+    """Whether a run submits TrainJobs at all."""
+    return any(submits(step, settings) for step in pipeline.steps)
+
+
 def needs_token(step: Step, settings: Settings) -> bool:
     """Whether the step itself talks to the Kubernetes API as the pod's service account."""
     return submits(step, settings) and settings.cluster_auth == "service-account"
@@ -62,10 +67,10 @@ def account(step: Step, settings: Settings) -> str:
     return settings.named(TRAIN if submits(step, settings) else RUN)
 
 
-def accounts(settings: Settings) -> list[dict[str, Any]]:
+def accounts(settings: Settings, pipeline: Pipeline) -> list[dict[str, Any]]:
     """The service accounts with their Roles."""
     found = allowed(RUN, settings, _EXECUTOR)
-    if settings.launcher == "trainjob":
+    if any_submits(pipeline, settings):
         found += allowed(TRAIN, settings, _EXECUTOR, *_TRAINER)
         found.append(
             kubernetes_object(
@@ -77,9 +82,13 @@ def accounts(settings: Settings) -> list[dict[str, Any]]:
     return found
 
 
-def cluster_roles(settings: Settings) -> list[dict[str, Any]]:
-    """What a train step must see beyond its namespace; only an administrator can grant it."""
-    if settings.launcher != "trainjob":
+def cluster_roles(settings: Settings, pipeline: Pipeline) -> list[dict[str, Any]]:
+    """What a train step must see beyond its namespace; only an administrator can grant it.
+
+    None where no namespace is set, which the binding would have to name: the credentials in the
+    secret may be those of another account.
+    """
+    if not (settings.namespace and any_submits(pipeline, settings)):
         return []
     name = "sft-training-runtimes"
     return [

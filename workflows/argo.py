@@ -86,7 +86,7 @@ def workflow_template(
         summary(pipeline, settings),
         *(stop(step, settings) for step in pipeline.steps if access.submits(step, settings)),
     ]
-    ends_training = any(access.submits(step, settings) for step in pipeline.steps)
+    ends_training = access.any_submits(pipeline, settings)
     with kind(
         name=settings.named(pipeline.name),
         namespace=settings.namespace or None if kind is WorkflowTemplate else None,
@@ -96,7 +96,7 @@ def workflow_template(
         arguments=parameters(settings, pipeline),
         templates=templates,
         hooks={"exit": m.LifecycleHook(template=END if ends_training else SUMMARY)},
-        volumes=volumes(settings),
+        volumes=volumes(settings, pipeline),
         service_account_name=settings.named(access.RUN),
         security_context=m.PodSecurityContext.model_validate(security.pod(settings)),
         image_pull_secrets=[
@@ -424,7 +424,7 @@ def _run_outputs(pipeline: Pipeline) -> list[Parameter]:
     ]
 
 
-def volumes(settings: Settings) -> list[Any]:
+def volumes(settings: Settings, pipeline: Pipeline) -> list[Any]:
     """All volumes; a pod gets those that its container mounts."""
     found: list[Any] = [
         ExistingVolume(name="runs", claim_name=_claim_name(settings)),
@@ -437,7 +437,7 @@ def volumes(settings: Settings) -> list[Any]:
             for number, name in enumerate(settings.claims)
         ),
     ]
-    if settings.launcher == "trainjob":
+    if access.any_submits(pipeline, settings):
         # Kubernetes publishes the API server's CA in every namespace; no token comes with it.
         root = m.ConfigMapVolumeSource(name="kube-root-ca.crt", optional=True)
         found.append(m.Volume(name="cluster-ca", config_map=root))

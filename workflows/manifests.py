@@ -45,7 +45,7 @@ def base(settings: Settings, pipeline: Pipeline = SFT) -> Folder:
     found: Folder = {}
     if settings.scope == "namespace":
         found["workflow-template.yaml"] = [workflow_template(settings, pipeline).to_dict()]
-    found["access.yaml"] = access.accounts(settings)
+    found["access.yaml"] = access.accounts(settings, pipeline)
     if settings.storage.create and not settings.storage.per_run:
         found["storage.yaml"] = [storage.claim(settings)]
     return found
@@ -58,7 +58,7 @@ def cluster(settings: Settings, pipeline: Pipeline = SFT) -> Folder:
         found["namespace.yaml"] = [namespace(settings)]
     if settings.scope == "cluster":
         found["workflow-template.yaml"] = [workflow_template(settings, pipeline).to_dict()]
-    if roles := access.cluster_roles(settings):
+    if roles := access.cluster_roles(settings, pipeline):
         found["access.yaml"] = roles
     return found
 
@@ -121,15 +121,16 @@ def refuse_impossible(settings: Settings, pipeline: Pipeline = SFT) -> None:
     """Raise UsageError for settings that fit together in no cluster, or name what is not there."""
     problems = list(_names_of_nothing(settings, pipeline))
     alone = settings.storage.access_mode != "ReadWriteMany"
-    if settings.launcher == "trainjob":
+    if access.any_submits(pipeline, settings):
         if alone:
             problems.append(
                 f"storage.access_mode {settings.storage.access_mode} serves one node, but launcher "
                 "trainjob trains in pods on others: take ReadWriteMany, or launcher local"
             )
-        if not settings.namespace:
+        if settings.cluster_auth == "service-account" and not settings.namespace:
             problems.append(
-                "launcher trainjob needs a namespace: the ClusterRoleBinding of the train step names it"
+                "cluster_auth service-account needs a namespace: the ClusterRoleBinding of the train "
+                "step names it"
             )
     if settings.storage.per_run and not settings.storage.create:
         problems.append(

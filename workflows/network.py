@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from steps.train.params import WORKER
+from workflows import access
 from workflows.argo import SUMMARY
 from workflows.objects import kubernetes_object, labels
 from workflows.pipeline import SFT, Pipeline
@@ -29,7 +30,7 @@ def policies(settings: Settings, pipeline: Pipeline = SFT) -> list[dict[str, Any
     opened = [step.name for step in pipeline.steps] + [SUMMARY]
     if settings.storage.per_run:
         opened.append(CLAIM)
-    workers = [_of_workers(settings)] if settings.launcher == "trainjob" else []
+    workers = [_of_workers(settings)] if access.any_submits(pipeline, settings) else []
     return [closed, *(_opened(name, settings) for name in opened), *workers]
 
 

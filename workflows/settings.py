@@ -327,9 +327,9 @@ class Settings(Group):
     """openshift: no fixed user or group, the namespace's own range is taken."""
     argo: Literal["4", "3.7", "3.6"] = "4"
     """Version of Argo Workflows; 3.6 has no cap of the retries' wait."""
-    launcher: Literal["local", "trainjob"] = "local"
-    """local: training runs in the step's own pod, with its GPUs; trainjob: in the pods of a TrainJob
-    (Kubeflow Trainer) that the step submits and follows."""
+    launcher: Literal["trainjob", "local"] = "trainjob"
+    """trainjob: training runs in the pods of a TrainJob (Kubeflow Trainer) that the step submits and
+    follows; local: in the step's own pod, with its GPUs."""
     cluster_auth: Literal["secret", "service-account"] = "secret"
     """Who submits a TrainJob: the secret kubernetes-credentials, or the train step's service account."""
     user: int = Field(default=10001, ge=1000, lt=2**31)

@@ -1,12 +1,12 @@
 """Where a training runs: here, or on a cluster as a TrainJob."""
 
-import os
 import re
 from typing import Protocol
 
 from steps import secrets
 from steps.entrypoint import Run
 from steps.errors import UsageError
+from steps.params import in_pod
 from steps.train.backend import Job, Place, Point
 from steps.train.params import KUBERNETES_CREDENTIALS, TrainParams
 
@@ -70,9 +70,8 @@ def environment(text: str) -> tuple[dict[str, str], list[str]]:
 
 
 def _has_cluster() -> bool:
-    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
     # One key without the other is a mistake, and told as such by who connects.
-    return in_pod or any(secrets.environment(key) for key in KUBERNETES_CREDENTIALS.keys)
+    return in_pod() or any(secrets.environment(key) for key in KUBERNETES_CREDENTIALS.keys)
 
 
 def _of_the_scheduler(params: TrainParams) -> list[str]:

@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
             manifests.write(out, texts)
         except (PermissionError, NotADirectoryError, FileNotFoundError, FileExistsError) as error:
             raise UsageError(f"--out: {error.filename}: {error.strerror}") from error
-        parts = ["cluster", "base"] if "cluster/kustomization.yaml" in texts else ["base"]
+        wanted = ("cluster", *(["trainer"] if settings.launcher == "trainjob" else []), "base")
+        parts = [part for part in wanted if f"{part}/kustomization.yaml" in texts]
         apply = ", then ".join(f"kubectl apply --server-side -k {out}/{part}" for part in parts)
         print(f"sft: {out} is written; {apply}", file=sys.stderr)  # noqa: T201
         return 0
