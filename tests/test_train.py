@@ -114,7 +114,8 @@ def test_a_stopped_training_goes_on_to_the_same_losses(
     assert kill_at(3, broken, base, number) == code
     assert not (broken / "train.json").exists()
     tokens, foreign = broken / "tokens" / "train.jsonl", broken / "checkpoints" / ".snapshot"
-    made, _ = tokens.stat().st_ino, foreign.mkdir()
+    made = tokens.stat().st_ino
+    foreign.mkdir()
     resumed = train(broken, base, "--save-samples=8")
     assert "going on after step" in resumed.stderr
     assert tokens.stat().st_ino == made  # workers of a cluster may be reading them
