@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from steps.tokens import ChatTokenizer
-from steps.train import launcher
 from steps.train.tokenize import write_tokens
+from steps.train.variables import environment
 from tests.test_training_cpu import write_chats
 from tests.tiny import CHATML, make_model
 
@@ -265,7 +265,7 @@ def test_a_chat_template_that_cannot_be_used_is_named(tmp_path: Path, content: s
     ],
 )  # fmt: skip
 def test_a_comma_in_a_variable_belongs_to_its_value(text: str, variables: dict[str, str]) -> None:
-    assert launcher.environment(text) == (variables, [])
+    assert environment(text) == (variables, [])
 
 
 def test_what_is_wrong_with_the_variables_is_told_without_their_values(tmp_path: Path) -> None:

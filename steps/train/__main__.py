@@ -16,6 +16,7 @@ from steps.secrets import HF_TOKEN, preferred
 from steps.tokens import read_template
 from steps.train import launcher
 from steps.train.params import PULL_SECRET, TrainParams
+from steps.train.variables import environment
 
 
 def check(params: TrainParams, run: Run) -> None:
@@ -64,7 +65,7 @@ def inputs(params: TrainParams, run: Run) -> dict[str, Asset]:
 def main(params: TrainParams, run: Run) -> Result:
     """Train on the run's rows and leave the model in the run's folder."""
     # Some variables count only where they are set before torch is loaded.
-    os.environ.update(launcher.environment(params.env_vars)[0])
+    os.environ.update(environment(params.env_vars)[0])
 
     from steps.train.fine_tune import fine_tune
 

@@ -1,6 +1,5 @@
 """Where a training runs: here, or on a cluster as a TrainJob."""
 
-import re
 from typing import Protocol
 
 from steps import secrets
@@ -9,9 +8,8 @@ from steps.errors import UsageError
 from steps.params import in_pod
 from steps.train.backend import Job, Place, Point
 from steps.train.params import KUBERNETES_CREDENTIALS, TrainParams
+from steps.train.variables import environment
 
-_NAME = re.compile(r"[A-Za-z_][\w.-]*=")
-_NEXT_PAIR = re.compile(rf"[,\s]*,\s*(?={_NAME.pattern})")
 _POLYNOMIAL_END = 1e-7
 """Where transformers' polynomial schedule ends; it starts above."""
 
@@ -55,18 +53,6 @@ def refuse_what_it_cannot_serve(params: TrainParams) -> None:
     refused += environment(params.env_vars)[1]
     if refused:
         raise UsageError("\n  ".join(refused))
-
-
-def environment(text: str) -> tuple[dict[str, str], list[str]]:
-    """`K=V,K=V` as variables, and what is wrong with it.
-
-    A comma begins the next pair only where a name and `=` follow: `NCCL_SOCKET_IFNAME=eth0,eth1` is
-    one variable. What is wrong is told without the values, which may be secrets.
-    """
-    pairs = [pair for pair in _NEXT_PAIR.split(text.strip(", \n")) if pair]
-    if pairs and not _NAME.match(pairs[0]):
-        return {}, ["--env-vars: it does not begin with a name and '='; write K=V,K=V"]
-    return {name: value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}, []
 
 
 def _has_cluster() -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from steps.errors import UsageError
-from steps.train.launcher import environment
 from steps.train.params import LABEL_VALUE, TRAIN_ENV, TRAIN_ENV_PREFIX, TrainParams
 from steps.train.trainjob.manifest import QUEUE, RESERVED, pairs, processes
+from steps.train.variables import environment
 
 # https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
 _KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")

@@ -19,8 +19,8 @@ from steps import claims
 from steps.entrypoint import Run
 from steps.errors import UsageError
 from steps.train.backend import Job
-from steps.train.launcher import environment
 from steps.train.params import TRAIN_ENV_PREFIX, WORKER, TrainParams, WorkerPod
+from steps.train.variables import environment
 
 Api = Literal["v2.1", "v2.2"]
 Object = dict[str, Any]
