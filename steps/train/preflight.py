@@ -189,7 +189,7 @@ def _tell_gpus(job: Job, place: Place, shape: Shape, counts: Counts) -> None:
     known = (
         f"it has {size(place.gpu_memory)}"
         if place.gpu_memory is not None
-        else f"it fits GPUs of {' or '.join(map(str, fits))} GB"
+        else f"it fits GPUs of {fits[0]} GB or more"
         if (fits := gpu.fits())
         else f"it fits none of up to {estimate.GPUS[-1]} GB"
     )
