@@ -86,7 +86,7 @@ class Lines:
 class WorkerLog:
     """Tells node 0's lines in this step's log, in a thread of its own.
 
-    `bookmark` is a file: how far an attempt before has told them, and where this one will leave it.
+    `bookmark` is a file: how far an attempt before has told them, and how far this one has.
     """
 
     def __init__(self, cluster: Cluster, job: Object, bookmark: Path, pace: Pace) -> None:
@@ -112,7 +112,7 @@ class WorkerLog:
         self.stop()
 
     def stop(self) -> None:
-        """End at once, and leave a bookmark."""
+        """End at once."""
         self._stopped.set()
         answer = self._open
         if answer is not None:
@@ -198,6 +198,7 @@ class WorkerLog:
                     if self._stopped.is_set():
                         return
                     self._tell(self._lines.feed(piece))
+                    self._leave_bookmark()  # whoever is killed leaves none
             finally:
                 self._open = None
 
