@@ -5,10 +5,13 @@ The codes are those of sysexits.h, so a retry policy needs the number alone::
     StepError                      1
     ├── UsageError                64  a parameter is unknown, ill-typed or out of range
     ├── DataError                 65  the data or the model is at fault
-    │   └── InvalidRowError       65  one row, told as file:line
+    │   ├── InvalidRowError       65  one row, told as file:line
+    │   ├── NotThereError         65  a cluster has no such object
+    │   └── ExistsError           65  it has one of that name
     ├── VolumeError               74  the volume is full, read-only or broken
     ├── TransientError            75  something outside does not answer; the only one retried
     ├── CredentialsError          77  a credential is missing or refused
+    │   └── ForbiddenError        77  known to the cluster, but without the right
     └── ConfigError               78  the surroundings are set up wrongly
 
 A message begins at the place that someone has to open and ends with what to do.
@@ -45,6 +48,14 @@ class InvalidRowError(DataError):
         super().__init__(f"{path}:{line}: {problem}")
 
 
+class NotThereError(DataError):
+    """A cluster has no such object."""
+
+
+class ExistsError(DataError):
+    """A cluster has an object of that name."""
+
+
 class VolumeError(StepError):
     """The volume cannot be written or read."""
 
@@ -61,6 +72,10 @@ class CredentialsError(StepError):
     """A credential is missing or refused; the message names the secret and its key."""
 
     exit_code = os.EX_NOPERM
+
+
+class ForbiddenError(CredentialsError):
+    """The right to do this in a cluster is missing."""
 
 
 class ConfigError(StepError):

@@ -1,6 +1,7 @@
 """Numbers, times and sizes as people read them."""
 
 from datetime import datetime
+from decimal import Decimal
 
 NONE = "–"
 """Stands where a number is not known."""
@@ -44,14 +45,14 @@ def size(count: int) -> str:
     return f"{amount:,.3g} TB"
 
 
-def in_units(quantity: str) -> int:
-    """A Kubernetes quantity as a whole number: 64Gi is 68,719,476,736."""
+def amount(quantity: str) -> Decimal:
+    """A Kubernetes quantity as a number: 500m is 0.5, 64Gi is 2**36."""
     number = quantity.rstrip("mkMGTPEi")
-    suffix = quantity.removeprefix(number)
-    if suffix == "m":
-        return int(float(number) / 1000)
-    base = 1024 if suffix.endswith("i") else 1000
-    return int(float(number) * base ** " kMGTPE".index(suffix[:1] or " "))
+    unit = quantity.removeprefix(number)
+    if unit == "m":
+        return Decimal(number) / 1000
+    base = Decimal(1024 if unit.endswith("i") else 1000)
+    return Decimal(number) * base ** " KMGTPE".index(unit[:1].upper() or " ")
 
 
 def moment(time: datetime) -> str:

@@ -16,20 +16,16 @@ from steps.entrypoint import Run
 from steps.errors import (
     ConfigError,
     CredentialsError,
+    ExistsError,
+    ForbiddenError,
+    NotThereError,
     StepError,
     TransientError,
 )
 from steps.params import Bound
 from steps.train.params import TrainParams
 from steps.train.trainjob import runtimes
-from steps.train.trainjob.cluster import (
-    TIMEOUT,
-    Cluster,
-    ExistsError,
-    ForbiddenError,
-    NotThereError,
-    connect,
-)
+from steps.train.trainjob.cluster import TIMEOUT, Cluster, connect
 from steps.train.trainjob.manifest import GROUP, PLURAL, VERSION, Api, Runtime, render
 from tests import argo_schemas
 from tests.cluster_settings import cluster as settings

@@ -23,16 +23,11 @@ from pydantic import (
 import steps
 from steps.errors import UsageError
 from steps.params import Declared
-from steps.train.params import LABEL_VALUE, QUANTITY, Toleration
+from steps.train.params import LABEL_KEY, LABEL_VALUE, QUANTITY, Toleration
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A DNS label: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/."""
-LabelKey = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
-    ),
-]
+LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
 Variable = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
 ProxyAddress = Annotated[str, StringConstraints(pattern=r"^(https?://[^\s/:@]+(:[0-9]{1,5})?/?)?$")]
 """Without user and password, which would stand in the manifests."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from steps import flags
 from steps.params import is_secret
+from steps.train.params import LABEL_KEY, LABEL_VALUE
 from workflows import literals, values
 from workflows.cluster.api import DNS_LABEL, GROUP, VERSION, Object, Template
 from workflows.pipeline import SHAPING, Parameter, Pipeline
@@ -17,11 +18,6 @@ WHOLE = "pipeline"
 
 _MOST_BYTES = 1_000_000  # an object in etcd has 1.5 MB, and the run's status needs room
 _MASK = "**********"
-
-_LABEL_KEY = re.compile(
-    r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII
-)
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,7 @@ class Submission:
             problems.append(f"{self.template.name!r} is not the name of a {self.template.kind}")
         for label in self.labels:
             key, equals, value = label.partition("=")
-            if not (equals and _LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)):
+            if not (equals and re.fullmatch(LABEL_KEY, key) and re.fullmatch(LABEL_VALUE, value)):
                 problems.append(f"--label: {label!r} is not key=value as Kubernetes takes labels")
         steps = [step.name for step in self.pipeline.steps]
         if self.entrypoint not in (WHOLE, *steps):

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _delete(params: TrainParams, run: Run) -> None:
     from kubernetes import client
 
-    from steps.train.trainjob.cluster import TIMEOUT, NotThereError, connect
+    from steps.errors import NotThereError
+    from steps.train.trainjob.cluster import TIMEOUT, connect
 
     cluster = connect(params, run.bound.namespace)
     api: Any = client.CustomObjectsApi(cluster.api)

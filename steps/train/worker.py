@@ -1,6 +1,6 @@
 """One node of a training on a cluster: what the container of a TrainJob runs.
 
-python -m steps.train.worker /mnt/work/runs/first/checkpoints/job.json
+python -m steps.train.worker /volume/runs/first/checkpoints/job.json
 """
 
 import contextlib

@@ -13,9 +13,9 @@ from hera.workflows import models as m
 from hera.workflows.service import WorkflowsService
 from pydantic import BaseModel, ValidationError
 
-from steps.errors import ConfigError, TransientError, UsageError
+from steps.errors import ConfigError, NotThereError, TransientError, UsageError
 from workflows.cluster.api import Object, Template
-from workflows.cluster.errors import NotThereError, Request, refused
+from workflows.cluster.errors import Request, refused
 
 _TIMEOUT = (10, 60)
 _WATCH_SECONDS = 300  # the server ends a watch after so long, and a new one is opened

@@ -1,38 +1,19 @@
-"""What a cluster's refusals mean to the user, whichever way they come.
-
-The classes are those of steps/errors.py; three are told apart because a caller goes on after them::
-
-    DataError
-    ├── NotThereError      the thing asked for is not there
-    └── ExistsError        it is there already
-    CredentialsError
-    └── ForbiddenError     known to the cluster, but without the right
-"""
+"""What a cluster's refusals mean to the user, whichever way they come."""
 
 from dataclasses import dataclass
 
 from steps.errors import (
     ConfigError,
     CredentialsError,
-    DataError,
+    ExistsError,
+    ForbiddenError,
+    NotThereError,
     StepError,
     TransientError,
     UsageError,
 )
 
 _LONGEST_TEXT = 500  # a proxy's error page says no more in the rest
-
-
-class NotThereError(DataError):
-    """There is no such object."""
-
-
-class ExistsError(DataError):
-    """There is one of that name."""
-
-
-class ForbiddenError(CredentialsError):
-    """The right to do this is missing."""
 
 
 @dataclass(frozen=True)

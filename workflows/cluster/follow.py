@@ -3,9 +3,8 @@
 import time
 from collections.abc import Mapping
 
-from steps.errors import DataError, TransientError
+from steps.errors import DataError, NotThereError, TransientError
 from workflows.cluster.api import Cluster
-from workflows.cluster.errors import NotThereError
 from workflows.cluster.run import Run, StepState, read
 from workflows.console import Console
 from workflows.pipeline import Pipeline

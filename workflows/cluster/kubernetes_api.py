@@ -14,9 +14,9 @@ from kubernetes import client, config, watch
 from kubernetes.config import incluster_config, kube_config
 
 import steps
-from steps.errors import ConfigError, StepError, TransientError, UsageError
+from steps.errors import ConfigError, NotThereError, StepError, TransientError, UsageError
 from workflows.cluster.api import GROUP, VERSION, Object, Template
-from workflows.cluster.errors import NotThereError, Request, not_installed, refused
+from workflows.cluster.errors import Request, not_installed, refused
 
 _TIMEOUT = (10, 60)
 _WATCH_SECONDS = 300  # the server ends a watch after so long, and a new one is opened

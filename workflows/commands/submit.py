@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from steps import flags
-from steps.errors import ConfigError, DataError, TransientError
+from steps.errors import (
+    ConfigError,
+    DataError,
+    ExistsError,
+    ForbiddenError,
+    NotThereError,
+    TransientError,
+)
 from workflows import parameter_flags, values
 from workflows.cluster import api
-from workflows.cluster.errors import ExistsError, ForbiddenError, NotThereError
 from workflows.commands.watch import to_the_end
 from workflows.console import Console
 from workflows.pipeline import SFT

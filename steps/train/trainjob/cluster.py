@@ -1,13 +1,4 @@
-"""The way to a cluster's API server, and what its refusals mean to the user.
-
-Three errors are told apart because a caller goes on after them::
-
-    DataError
-    ├── NotThereError      the thing asked for is not there
-    └── ExistsError        it is there already
-    CredentialsError
-    └── ForbiddenError     known to the cluster, but without the right
-"""
+"""The way to a cluster's API server, and what its refusals mean to the user."""
 
 import contextlib
 import ipaddress
@@ -29,7 +20,9 @@ import steps
 from steps.errors import (
     ConfigError,
     CredentialsError,
-    DataError,
+    ExistsError,
+    ForbiddenError,
+    NotThereError,
     StepError,
     TransientError,
 )
@@ -47,18 +40,6 @@ _LONGEST_TEXT = 500  # a proxy's error page says no more in the rest
 # Of the client only some is typed.
 _kubeconfig: Any = kube_config
 _in_cluster: Any = incluster_config
-
-
-class NotThereError(DataError):
-    """There is no such object."""
-
-
-class ExistsError(DataError):
-    """There is one of that name."""
-
-
-class ForbiddenError(CredentialsError):
-    """The right to do this is missing."""
 
 
 @dataclass(frozen=True)

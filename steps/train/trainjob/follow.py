@@ -8,10 +8,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steps.errors import ConfigError, CredentialsError, StepError, Terminated, TransientError
+from steps.errors import (
+    ConfigError,
+    CredentialsError,
+    ForbiddenError,
+    StepError,
+    Terminated,
+    TransientError,
+)
 from steps.quantities import duration
 from steps.train.trainjob import failure, objects, obstacles, state
-from steps.train.trainjob.cluster import Cluster, ForbiddenError
+from steps.train.trainjob.cluster import Cluster
 from steps.train.trainjob.failure import Stop
 from steps.train.trainjob.manifest import Object
 from steps.train.trainjob.obstacles import Obstacle

@@ -3,24 +3,17 @@
 import os
 import re
 from collections.abc import Iterator
-from decimal import Decimal
 
 from steps.errors import UsageError
-from steps.train.params import LABEL_VALUE, TRAIN_ENV, TRAIN_ENV_PREFIX, TrainParams
+from steps.quantities import amount
+from steps.train.params import LABEL_KEY, LABEL_VALUE, TRAIN_ENV, TRAIN_ENV_PREFIX, TrainParams
 from steps.train.trainjob.manifest import QUEUE, RESERVED, pairs, processes
 from steps.train.variables import environment
 
-# https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
-_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
 _OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _OTHERS = ("batch.kubernetes.io/", "jobset.sigs.k8s.io/", "trainer.kubeflow.org/")
 _OURS = tuple(f"app.kubernetes.io/{key}" for key in ("part-of", "component", "instance"))
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|(API|ACCESS|SECRET)_?KEY)$")
-_UNITS = {"": Decimal(1), "m": Decimal("0.001"), "k": Decimal(1000)} | {
-    f"{unit}{i}": Decimal(base) ** (power + 1)
-    for power, unit in enumerate("KMGTPE")
-    for i, base in (("", 1000), ("i", 1024))
-}
 
 
 def refusals(params: TrainParams) -> list[str]:
@@ -63,12 +56,6 @@ def notes(params: TrainParams) -> list[str]:
     return found
 
 
-def amount(quantity: str) -> Decimal:
-    """A Kubernetes quantity as a number: 500m is 0.5, 64Gi is 2**36."""
-    number, unit = re.match(r"([\d.]+)(.*)", quantity).groups()  # type: ignore[union-attr]
-    return Decimal(number) * _UNITS[unit]
-
-
 def _of_resources(params: TrainParams) -> Iterator[str]:
     if params.gpu == 0:
         yield "--gpu 0: a TrainJob's workers train on GPUs: take 1 or more, or --launcher local"
@@ -97,7 +84,7 @@ def _of_marks(flag: str, text: str, *, are_labels: bool) -> Iterator[str]:
         yield f"{flag}: {error}; write k=v,k=v"
         return
     for key, value in found.items():
-        if not _KEY.fullmatch(key) or not key.isascii():
+        if not re.fullmatch(LABEL_KEY, key):
             yield f"{flag}: {key!r} is no key: letters, digits, '-', '_' and '.', with a prefix/ or not"
         elif are_labels and not re.fullmatch(LABEL_VALUE, value):
             yield f"{flag} {key}: {value!r} is no label's value: 63 letters, digits, '-', '_' and '.'"

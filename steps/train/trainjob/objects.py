@@ -10,8 +10,8 @@ from urllib.parse import urlencode
 import urllib3
 from kubernetes import client
 
-from steps.errors import TransientError
-from steps.train.trainjob.cluster import TIMEOUT, Cluster, ExistsError, NotThereError
+from steps.errors import ExistsError, NotThereError, TransientError
+from steps.train.trainjob.cluster import TIMEOUT, Cluster
 from steps.train.trainjob.manifest import GROUP, NODE, PLURAL, VERSION, Object
 
 _JOBSET, _INDEX = "jobset.sigs.k8s.io", "batch.kubernetes.io/job-completion-index"

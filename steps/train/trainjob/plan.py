@@ -18,8 +18,8 @@ def place(params: TrainParams) -> Place:
         processes=max(manifest.processes(params), 1),
         has_gpus=params.gpu > 0,
         gpu_memory=None,
-        memory=quantities.in_units(params.memory),
-        shm=quantities.in_units(params.shm_size),
+        memory=int(quantities.amount(params.memory)),
+        shm=int(quantities.amount(params.shm_size)),
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from kubernetes import client
 
 from steps.entrypoint import Run
-from steps.errors import ConfigError, StepError
+from steps.errors import ConfigError, ExistsError, ForbiddenError, StepError
 from steps.train.params import TrainParams
-from steps.train.trainjob.cluster import TIMEOUT, Cluster, ExistsError, ForbiddenError
+from steps.train.trainjob.cluster import TIMEOUT, Cluster
 from steps.train.trainjob.manifest import GROUP, NODE, PLURAL, VERSION, Api, Object, Runtime
 
 log = logging.getLogger(__name__)

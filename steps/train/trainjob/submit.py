@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from steps.errors import ConfigError, TransientError
+from steps.errors import ConfigError, ExistsError, ForbiddenError, TransientError
 from steps.train.trainjob import objects
-from steps.train.trainjob.cluster import Cluster, ExistsError, ForbiddenError
+from steps.train.trainjob.cluster import Cluster
 from steps.train.trainjob.manifest import FINGERPRINT, Object
 from steps.train.trainjob.patience import Pace, Patience
 from steps.train.trainjob.state import condition

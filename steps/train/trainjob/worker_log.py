@@ -14,9 +14,16 @@ from typing import Any
 import urllib3
 
 from steps import files
-from steps.errors import ConfigError, CredentialsError, StepError, TransientError
+from steps.errors import (
+    ConfigError,
+    CredentialsError,
+    ForbiddenError,
+    NotThereError,
+    StepError,
+    TransientError,
+)
 from steps.train.trainjob import objects
-from steps.train.trainjob.cluster import Cluster, ForbiddenError, NotThereError
+from steps.train.trainjob.cluster import Cluster
 from steps.train.trainjob.manifest import Object
 from steps.train.trainjob.patience import Pace, retry_after
 from steps.train.trainjob.state import container, is_over
