@@ -1,5 +1,6 @@
 """Subset, duplicates and split: exact numbers, the same for the same seed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -156,6 +157,21 @@ def test_a_file_that_changes_between_check_and_copy_gives_no_split(tmp_path: Pat
     with pytest.raises(TransientError, match="it changed while it was read"):
         output.write_splits(found, verdicts, workspace)
     assert not workspace.train_rows.exists()
+
+
+def test_a_disk_that_fails_while_a_split_is_written_leaves_no_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)  # what is sent early; the last sync then succeeds
+    monkeypatch.setattr(output, "_LEAST", 1)
+    monkeypatch.setattr(output, "_BEFORE_SYNC", 1)
+    path = write(tmp_path / "in.jsonl", map(chat, range(10)))
+    with pytest.raises(OSError, match=r"Input/output error.*train\.jsonl"):
+        prepare(tmp_path / "run", path)
+    assert not Workspace(tmp_path / "run").train_rows.exists()
 
 
 def test_rows_in_and_out_of_canonical_form_keep_their_order(tmp_path: Path) -> None:

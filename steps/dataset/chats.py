@@ -6,12 +6,14 @@ byte for byte, because a number that Python reads and writes again may come out 
 """
 
 import functools
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import orjson
+import xxhash
 
 from steps.dataset.pieces import LONGEST_ROW
 
@@ -37,6 +39,9 @@ _SPEAKERS = {
     "function": "function",
 }  # fmt: skip
 _TEXTS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+_MOST_TURNS = 0xFFFF
+"""As many as two bytes can tell."""
+_SHOWN_OF_LONG = 1000
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 Fields = Mapping[str, msgspec.Raw]
@@ -46,22 +51,51 @@ class Fault(Exception):  # noqa: N818  # of the data: it is counted, and shown w
     """Why a row is refused."""
 
 
+NO_CHAT, AS_IS, REWRITTEN = 0, 1, 2
+"""What became of a row: it is blank or refused, it is canonical as it stands, it had to be changed."""
+
+
+class Rejected(NamedTuple):
+    """A row that is refused."""
+
+    line: int
+    """Its number, from 0."""
+    reason: str
+    row: bytes
+    """Of one that is too long, the beginning."""
+
+
+@dataclass
+class Kept:
+    """What is known of the rows that are kept: the arrays have an entry for each, in their order."""
+
+    digests: "array[int]" = field(default_factory=lambda: array("Q"))
+    """Of the canonical rows: equal for equal rows."""
+    characters: "array[int]" = field(default_factory=lambda: array("I"))
+    """Of the contents together."""
+    turns: "array[int]" = field(default_factory=lambda: array("H"))
+
+    def extend(self, more: "Kept") -> None:
+        """Take over the entries of later rows."""
+        self.digests.extend(more.digests)
+        self.characters.extend(more.characters)
+        self.turns.extend(more.turns)
+
+
 @dataclass
 class Chats:
-    """What was found in rows: `lines` has an entry for each row, the other lists one for each chat."""
+    """What was found in rows."""
 
-    lines: list[bytes | None] = field(default_factory=list)
-    """Canonical JSON and a newline: the row itself, the very object, where it is that already.
-    None where the row is blank or refused."""
-    characters: list[int] = field(default_factory=list)
-    """Of the contents together."""
-    turns: list[int] = field(default_factory=list)
+    places: bytearray = field(default_factory=bytearray)
+    """NO_CHAT, AS_IS or REWRITTEN for each row."""
+    rewritten: list[bytes] = field(default_factory=list)
+    """Canonical JSON and a newline for each row that is REWRITTEN."""
+    kept: Kept = field(default_factory=Kept)
+    rejected: list[Rejected] = field(default_factory=list)
     roles: dict[tuple[str, ...], int] = field(default_factory=dict)
     """How many chats have this sequence of roles."""
     with_tools: int = 0
     """Chats in which tools are offered or called."""
-    faults: list[tuple[int, str]] = field(default_factory=list)
-    """The rows that are refused, by their number from 0, and why."""
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -91,23 +125,28 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 _encode_into = msgspec.json.Encoder().encode_into
+_digest = xxhash.xxh3_64_intdigest
 _NOTHING = _Plain([])
 
 
-def read(rows: Iterable[bytes], schema: Schema = "auto") -> Chats:
+def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = False) -> Chats:
     """The chats of rows of JSON; `auto` takes the schema that a row's keys tell.
 
-    A row that cannot be learnt from, or is of another schema, is a fault.
+    A row that cannot be learnt from, or is of another schema, is rejected. With `rewrite` each chat
+    is REWRITTEN: for rows that stand in no file as they are given here.
     """
     found = Chats()
-    lines, characters, turns, sequences = found.lines, found.characters, found.turns, found.roles
+    places, rewritten, sequences = found.places, found.rewritten, found.roles
+    digests, characters, turns = found.kept.digests, found.kept.characters, found.kept.turns
     decode = _decode_plain if schema in ("auto", "messages") else _decode_nothing
     encoded = bytearray()  # one for all: most rows are canonical, and need no bytes of their own
-    # The step's time is spent here, so a row as most are is read without a call of ours.
+    # The step's time is spent here, so a row as most are is read without a call of ours, and let go
+    # before the next takes its place in the processor's cache.
     for number, row in enumerate(rows):
         if len(row) > LONGEST_ROW:
-            lines.append(None)
-            found.faults.append((number, f"longer than {LONGEST_ROW >> 20} MiB"))
+            places.append(NO_CHAT)
+            reason = f"longer than {LONGEST_ROW >> 20} MiB"
+            found.rejected.append(Rejected(number, reason, row[:_SHOWN_OF_LONG]))
             continue
         try:
             plain = decode(row)
@@ -125,23 +164,35 @@ def read(rows: Iterable[bytes], schema: Schema = "auto") -> Chats:
             if roles in sequences or not _order(roles):
                 _encode_into(plain, encoded)
                 encoded += b"\n"
-                lines.append(row if encoded == row else bytes(encoded))
+                if encoded == row and not rewrite:
+                    places.append(AS_IS)
+                    digests.append(_digest(row))
+                else:
+                    places.append(REWRITTEN)
+                    line = bytes(encoded)
+                    rewritten.append(line)
+                    digests.append(_digest(line))
                 characters.append(length)
-                turns.append(len(said))
+                turns.append(min(len(said), _MOST_TURNS))
                 sequences[roles] = sequences.get(roles, 0) + 1
                 continue
         if not row or row.isspace():
-            lines.append(None)
+            places.append(NO_CHAT)
             continue
         try:
             chat = _read_any(row, schema)
         except Fault as fault:
-            lines.append(None)
-            found.faults.append((number, str(fault)))
+            places.append(NO_CHAT)
+            found.rejected.append(Rejected(number, str(fault), row.rstrip(b"\r\n")))
             continue
-        lines.append(chat.line)
+        if chat.line == row and not rewrite:
+            places.append(AS_IS)
+        else:
+            places.append(REWRITTEN)
+            rewritten.append(chat.line)
+        digests.append(_digest(chat.line))
         characters.append(chat.characters)
-        turns.append(len(chat.roles))
+        turns.append(min(len(chat.roles), _MOST_TURNS))
         sequences[chat.roles] = sequences.get(chat.roles, 0) + 1
         found.with_tools += chat.tools
     return found
@@ -176,9 +227,8 @@ def _read_closely(row: bytes, schema: Schema) -> _Chat:
         if bytes(fields["unmask"]) not in (b"true", b"false"):
             raise Fault("'unmask' must be true or false")
         chat["unmask"] = fields["unmask"]
-    line = _encode(chat) + b"\n"
     return _Chat(
-        line=row if line == row else line,
+        line=_encode(chat) + b"\n",
         roles=roles,
         characters=sum(len(message["content"]) for message in messages),
         tools="tools" in chat or any("tool_calls" in message for message in messages),

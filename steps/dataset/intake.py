@@ -2,27 +2,29 @@
 
 Most files are canonical as they are, and their rows stay where they lie: writing half a data set
 to a spool and reading it again would cost as much as checking it. Only rows that had to be changed,
-and those of files that take work to read, are put into a spool on disk. What stays in memory is a few numbers a row. Pieces are checked by several processes where there is
+and those of files that take work to read, are put into a spool on disk. What stays in memory is a few
+numbers a row. Pieces are checked by several processes where there is
 enough to do, and counted in the order of the files, so what comes out does not depend on how many.
 """
 
 import contextlib
+import functools
+import io
 import os
 import signal
 import sys
-from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING
 
 import xxhash
 
 from steps.dataset import chats
-from steps.dataset.chats import Schema
-from steps.dataset.pieces import LONGEST_ROW, Block, Range, Unit, lines_of
+from steps.dataset.chats import AS_IS, REWRITTEN, Chats, Kept, Schema
+from steps.dataset.pieces import Block, Range, Unit, lines_of
 from steps.errors import ConfigError, TransientError
 from steps.signals import end_with_parent
 
@@ -35,36 +37,51 @@ _AT_A_TIME = 4
 """Pieces that a process is given at once: handing over costs as much as checking a few rows."""
 _AHEAD = 4
 """Times as many may be done before their turn: what was found in them is in memory."""
-_SHOWN_OF_LONG = 1000
 
 
-class Rejected(NamedTuple):
-    """A row that is refused."""
+class Spool:
+    """A file for canonical rows that are not in their source as they are: each process has its own.
 
-    line: int
-    """Of its piece, from 0."""
-    reason: str
-    row: bytes
+    It stays open: opening a file takes as long as checking twenty rows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / str(os.getpid())
+        self._file: IO[bytes] | None = None
+
+    def append(self, rows: Iterable[bytes]) -> tuple[int, int]:
+        """Add the rows; where they lie: the offset, and the size in bytes."""
+        if self._file is None:
+            self._file = self.path.open("ab")
+        offset = self._file.tell()
+        size = self._file.write(b"".join(rows))
+        self._file.flush()
+        return offset, size
+
+    def close(self) -> None:
+        """No more rows come."""
+        if self._file:
+            self._file.close()
 
 
-@dataclass
-class Kept:
-    """What is known of the rows that are kept: the arrays have an entry for each, in their order."""
+class SpooledRows:
+    """Reads what was spooled, by whichever process."""
 
-    digests: "array[int]" = field(default_factory=lambda: array("Q"))
-    """Of the canonical rows: equal for equal rows."""
-    characters: "array[int]" = field(default_factory=lambda: array("I"))
-    turns: "array[int]" = field(default_factory=lambda: array("H"))
+    def __init__(self) -> None:
+        self._files: dict[Path, int] = {}
 
-    def extend(self, more: "Kept") -> None:
-        """Take over the entries of later rows."""
-        self.digests.extend(more.digests)
-        self.characters.extend(more.characters)
-        self.turns.extend(more.turns)
+    def __enter__(self) -> "SpooledRows":
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            os.close(file)
 
-NOWHERE, SOURCE, SPOOL = 0, 1, 2
-"""Where a line's canonical row lies: it is none, it is the line itself, it is in the spool."""
+    def read(self, path: Path, offset: int, size: int) -> list[bytes]:
+        """The rows that lie there."""
+        if path not in self._files:
+            self._files[path] = os.open(path, os.O_RDONLY)
+        return lines_of(os.pread(self._files[path], size, offset))
 
 
 @dataclass
@@ -72,9 +89,9 @@ class Segment:
     """The rows of one piece, where they can be read again."""
 
     places: bytearray
-    """NOWHERE, SOURCE or SPOOL for each line."""
+    """For each line NO_CHAT, AS_IS (it lies in the source), or REWRITTEN (it lies in the spool)."""
     spool: Path
-    """Holds the rows that are not in the source: `size` bytes, from `offset` on."""
+    """File that holds the rows that were rewritten: `size` bytes, from `offset` on."""
     offset: int = 0
     size: int = 0
     source: Range | None = None
@@ -82,7 +99,7 @@ class Segment:
     digest: int = 0
     """Of the source's text."""
 
-    def rows(self) -> list[bytes]:
+    def rows(self, spooled: SpooledRows) -> list[bytes]:
         """A canonical row for each line, with its end; anything where there is none.
 
         Raises TransientError where the source is no longer what was checked.
@@ -97,13 +114,10 @@ class Segment:
         else:
             rows = [b""] * len(self.places)
         if self.size:
-            with self.spool.open("rb") as spool:
-                spool.seek(self.offset)
-                spooled = iter(lines_of(spool.read(self.size)))
-            number = self.places.find(SPOOL)
-            while number >= 0:
-                rows[number] = next(spooled)
-                number = self.places.find(SPOOL, number + 1)
+            number = self.places.find(REWRITTEN)
+            for row in spooled.read(self.spool, self.offset, self.size):
+                rows[number] = row
+                number = self.places.find(REWRITTEN, number + 1)
         return rows
 
 
@@ -114,11 +128,8 @@ class Checked:
     segment: Segment
     size: int
     """Bytes of the file that it was."""
-    kept: Kept
-    rejected: list[Rejected]
-    roles: dict[tuple[str, ...], int]
-    """How many rows have this sequence of roles."""
-    with_tools: int
+    chats: Chats
+    """Without the rows that were rewritten: these are in the spool."""
 
     @property
     def lines(self) -> int:
@@ -146,12 +157,13 @@ class Intake:
 
     def add(self, checked: Checked) -> None:
         """Count a piece."""
-        if checked.kept.digests:
+        found = checked.chats
+        if found.kept.digests:
             self.segments.append(checked.segment)
-        self.kept.extend(checked.kept)
-        self.rejected += len(checked.rejected)
-        self.with_tools += checked.with_tools
-        for roles, times in checked.roles.items():
+        self.kept.extend(found.kept)
+        self.rejected += len(found.rejected)
+        self.with_tools += found.with_tools
+        for roles, times in found.roles.items():
             self.with_system += times * ("system" in roles)
             for role in roles:
                 self.roles[role] += times
@@ -215,66 +227,48 @@ def take_in(
     return intake
 
 
-def check(piece: Block | Range, spool: Path, schema: Schema) -> Checked:
-    """Check the rows of a piece; those to be spooled are appended to this process's file of the spool."""
+def check(piece: Block | Range, spool: Spool, schema: Schema) -> Checked:
+    """Check the rows of a piece; canonical rows that are not in its file go to the spool."""
     source = piece if isinstance(piece, Range) else None
     text = source.text() if source else b""
-    rows = lines_of(text) if source else piece.rows()
-    found = chats.read(rows, schema)
-    places = bytearray(
-        [
-            NOWHERE if line is None else SOURCE if source and line is row else SPOOL
-            for line, row in zip(found.lines, rows, strict=True)
-        ]
-    )
-    segment = Segment(places, spool / str(os.getpid()))
-    if SOURCE in places:
+    rows = io.BytesIO(text) if source else piece.rows()
+    found = chats.read(rows, schema, rewrite=not source)
+    segment = Segment(found.places, spool.path)
+    if AS_IS in found.places:
         segment.source, segment.digest = source, xxhash.xxh3_64_intdigest(text)
-    if SPOOL in places:
-        spooled = [
-            line for line, place in zip(found.lines, places, strict=True) if line and place == SPOOL
-        ]
-        with segment.spool.open("ab") as out:
-            segment.offset = out.tell()
-            segment.size = out.write(b"".join(spooled))
-    return Checked(
-        segment,
-        piece.size,
-        Kept(
-            digests=array("Q", [xxhash.xxh3_64_intdigest(line) for line in found.lines if line]),
-            characters=array("I", found.characters),
-            turns=array("H", [min(number, 0xFFFF) for number in found.turns]),
-        ),
-        [
-            Rejected(number, reason, rows[number].rstrip(b"\r\n"))
-            if len(rows[number]) <= LONGEST_ROW
-            else Rejected(number, reason, rows[number][:_SHOWN_OF_LONG])
-            for number, reason in found.faults
-        ],
-        roles=found.roles,
-        with_tools=found.with_tools,
-    )
+    if found.rewritten:
+        segment.offset, segment.size = spool.append(found.rewritten)
+        found.rewritten.clear()  # to hand them to another process would cost as much again
+    return Checked(segment, piece.size, found)
 
 
 def _checked(
-    pieces: Pieces, spool: Path, schema: Schema, pool: "Executor | None"
+    pieces: Pieces, folder: Path, schema: Schema, pool: "Executor | None"
 ) -> Iterator[tuple[tuple[str, Block | Range], Checked]]:
     if pool is None:
-        for item in pieces:
-            yield item, check(item[1], spool, schema)
+        with contextlib.closing(Spool(folder)) as spool:
+            for item in pieces:
+                yield item, check(item[1], spool, schema)
         return
     waiting: deque[tuple[Batch, Future[list[Checked]]]] = deque()
     left = iter(pieces)
     while batch := list(islice(left, _AT_A_TIME)):
-        waiting.append((batch, pool.submit(_check_each, batch, spool, schema)))
+        waiting.append((batch, pool.submit(_check_each, batch, folder, schema)))
         if len(waiting) > _AHEAD:
             yield from _done(*waiting.popleft())
     while waiting:
         yield from _done(*waiting.popleft())
 
 
-def _check_each(batch: Batch, spool: Path, schema: Schema) -> list[Checked]:
+def _check_each(batch: Batch, folder: Path, schema: Schema) -> list[Checked]:
+    spool = _own_spool(folder)
     return [check(piece, spool, schema) for _, piece in batch]
+
+
+@functools.cache
+def _own_spool(folder: Path) -> Spool:
+    """That of a process which only checks rows: it is closed when this ends."""
+    return Spool(folder)
 
 
 def _done(
@@ -284,6 +278,6 @@ def _done(
 
 
 def _start(parent: int) -> None:
-    end_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent acts on it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the parent's, which tidies up
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent acts on it
+    end_with_parent(parent)

@@ -49,7 +49,9 @@ def prepare(params: DatasetParams, run: Run) -> Result:
         if params.on_invalid == "skip":
             rejects.keep(stack.enter_context(files.atomic(workspace.rejected_rows)))
         size = sum(file.path.stat().st_size for one in fetched.values() for file in one.files)
-        with intake.workers(size) as pool, ThreadPoolExecutor(1) as beside:
+        with intake.workers(size) as pool:
+            # Threads come after the workers, which are forked, and end after the writing.
+            beside = stack.enter_context(ThreadPoolExecutor(2))
             if pool:
                 beside.submit(_load_early)
             # hashlib lets other threads run, so digests cost little beside the reading.
@@ -104,7 +106,7 @@ def refuse_bad_beginnings(here: Sequence[DataFile], schema: Schema) -> None:
     for file in here[:1]:
         rejects = Rejects()
         for piece in islice(reader.pieces(file.name, file.path), 1):
-            for number, reason in chats.read(piece.rows()[:_FIRST_ROWS], schema).faults:
+            for number, reason, _ in chats.read(piece.rows()[:_FIRST_ROWS], schema).rejected:
                 rejects.show(file.name, piece.unit, number, reason)
         rejects.refuse_shown()
 
@@ -158,10 +160,10 @@ def _take_in(
         def on_piece(name: str, unit: Unit, checked: Checked) -> None:
             nonlocal done
             index = origins.popleft()
-            rejects.add(name, unit, lines[index, name], checked)
+            rejects.add(name, unit, lines[index, name], checked.chats.rejected)
             lines[index, name] += checked.lines
-            portions[index].kept += len(checked.kept.digests)
-            portions[index].rejected += len(checked.rejected)
+            portions[index].kept += len(checked.chats.kept.digests)
+            portions[index].rejected += len(checked.chats.rejected)
             done += checked.size
             shown.update(min(done, size))
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import IO
 
-from steps.dataset.intake import Checked
+from steps.dataset.chats import Rejected
 from steps.dataset.pieces import Unit
 from steps.dataset.selection import Portion
 from steps.errors import DataError
@@ -26,11 +26,11 @@ class Rejects:
         """Write each into the file, with its place and the reason."""
         self._file = file
 
-    def add(self, name: str, unit: Unit, before: int, checked: Checked) -> None:
+    def add(self, name: str, unit: Unit, before: int, rejected: Sequence[Rejected]) -> None:
         """Take those of one piece."""
         import orjson
 
-        for line, reason, row in checked.rejected:
+        for line, reason, row in rejected:
             self.show(name, unit, before + line, reason)
             if self._file:
                 try:
