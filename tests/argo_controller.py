@@ -35,6 +35,8 @@ ESCAPES = {
     '"': r"\"",
     "\\": r"\\",
 }
+CHOICE = re.compile(r"=([\w.]+) matches '([^']*)' \? ([\w.]+) : '([^']*)'")
+"""The one kind of expression that is evaluated: a value if it matches, else a text."""
 BOUND = ("--workspace=", "--cache=", "--outputs=", "--claims=")
 
 
@@ -89,14 +91,21 @@ def replace(template: Any, scope: Mapping[str, str]) -> Any:
         raise ArgoError("cannot find end tag")
     for number in range(1, len(found), 2):
         name = found[number]
-        if name.startswith("="):
-            raise ArgoError(f"an expression would be evaluated: {name}")
-        known = scope.get(name.strip())
+        known = _chosen(name, scope) if name.startswith("=") else scope.get(name.strip())
         found[number] = f"{{{{{name}}}}}" if known is None else go_quote(known)
     try:
         return json.loads("".join(found))
     except json.JSONDecodeError as error:
         raise ArgoError("the result was invalid JSON") from error
+
+
+def _chosen(expression: str, scope: Mapping[str, str]) -> str:
+    found = CHOICE.fullmatch(expression)
+    if not found:
+        raise ArgoError(f"an expression would be evaluated: {expression}")
+    asked, pattern, value, other = found.groups()
+    # Go's $ is the end of the text, not of a line before it.
+    return scope[value] if re.search(pattern.replace("$", r"\Z"), scope[asked]) else other
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:

@@ -416,6 +416,45 @@ def test_a_teams_defaults_are_the_templates() -> None:
 # Security
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "lots",
+        "",
+        "1Gi\n",
+        '1Gi"',
+        '1Gi"\n      securityContext: {privileged: true}\n    x: "',
+        '1Gi"}, "securityContext": {"privileged": true}, "x": {"y": "',
+    ],
+)
+def test_a_parameter_writes_no_more_of_a_pods_patch_than_a_quantity(
+    value: str, tmp_path: Path
+) -> None:
+    controller = Controller(template("local"), tmp_path)
+    for step, phase, kept in (("train", "02_train", "man"), ("evaluate", "03_eval", "opt")):
+        names = {
+            "memory": f"phase_{phase}_opt_memory",
+            "cpu": f"phase_{phase}_opt_cpu",
+            "gpu": f"phase_{phase}_{kept}_gpu",
+        }
+        plain = controller.scope({"phase_01_dataset_man_data_uri": "/x"})
+        expected = controller.pod(step, plain)[1]
+        given = dict.fromkeys(names.values(), value)
+        scope = controller.scope({"phase_01_dataset_man_data_uri": "/x", **given})
+        patch = controller.pod(step, scope)[1]
+        resources = patch["containers"][0]["resources"]
+        assert resources["requests"] == {
+            "cpu": "cpu is no quantity",
+            "memory": "memory is no quantity",
+        }
+        assert resources["limits"] == {
+            "memory": "memory is no quantity",
+            "nvidia.com/gpu": "gpu is no quantity",
+        }
+        patch["containers"][0]["resources"] = expected["containers"][0]["resources"]
+        assert patch == expected
+
+
 def containers(made: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Template, name and content of all containers of all pods: ours, and Argo's by the patch."""
     for each in made["spec"]["templates"]:

@@ -39,6 +39,7 @@ from steps.train.params import (
     KUBERNETES_CREDENTIALS,
     TRAIN_ENV,
     TRAIN_ENV_PREFIX,
+    QUANTITY,
     CertificateMap,
     Toleration,
     WorkerPod,
@@ -489,17 +490,28 @@ def trains_in_pod(step: Step, settings: Settings) -> bool:
 def pod_patch(step: Step, settings: Settings) -> dict[str, Any]:
     """The executor's security and, where parameters set them, the step's CPU, memory and GPUs.
 
-    Argo refuses tags in `resources` (quantities are typed); in a patch they are text.
+    Argo refuses tags in `resources` (quantities are typed); a patch is text, read after they are
+    replaced, so a value must not be able to write more of it than a quantity.
     """
     if not own_resources(step, settings):
         return security.EXECUTOR
-    gpu, cpu, memory = (tag(step, name) for name in POD)
+    gpu, cpu, memory = (quantity(step, name) for name in POD)
     resources = {
         "requests": {"cpu": cpu, "memory": memory},
         "limits": {"memory": memory, settings.gpu.resource: gpu},
     }
     main = {"name": "main", "resources": resources}
     return {**security.EXECUTOR, "containers": [main, *security.EXECUTOR["containers"]]}
+
+
+def quantity(step: Step, field_name: str) -> str:
+    """A tag that gives a step's parameter if it is a quantity, and else words that no pod is made with.
+
+    Argo does not hold parameters against anything, so this is all that bounds `argo submit -p`. Some of
+    its versions take an expression apart at the first question mark: there is one.
+    """
+    value = tag(step, field_name).strip("{}")
+    return f"{{{{={value} matches '{QUANTITY}' ? {value} : '{field_name} is no quantity'}}}}"
 
 
 def retry(settings: Settings) -> RetryStrategy:

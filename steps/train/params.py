@@ -38,8 +38,9 @@ by reference."""
 WORKER = "train-worker"
 """Component of a TrainJob's pods, by their label app.kubernetes.io/component."""
 
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?$"
-"""A Kubernetes quantity as people write it: 4, 500m, 64Gi."""
+QUANTITY = r"^[0-9]+([.][0-9]+|)(m|k|[MGTPE]|[KMGTPE]i|)$"
+"""A Kubernetes quantity as people write it: 4, 500m, 64Gi. Engines put the pattern into expressions of
+theirs, so it has neither question mark nor backslash."""
 LABEL_KEY = (
     r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
@@ -121,7 +122,7 @@ class TrainParams(StepParams):
     annotations: Cluster[str] = ""
     """Pod annotations, k=v,k=v."""
     cpu: Cluster[str] = Field(default="4", pattern=QUANTITY)
-    """CPU cores per worker."""
+    """CPU cores per worker: 4, 500m."""
     env_vars: Masked[Operational[str]] = (
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True,NCCL_DEBUG=INFO,"
         "INSTRUCTLAB_NCCL_TIMEOUT_MS=600000"
@@ -147,7 +148,7 @@ class TrainParams(StepParams):
     max_seq_len: PositiveInt = 8192
     """Longest row, in tokens; longer rows are dropped and counted."""
     memory: Cluster[str] = Field(default="64Gi", pattern=QUANTITY)
-    """Memory per worker."""
+    """Memory per worker: 64Gi."""
     num_procs: Operational[str] = Field(default="auto", pattern=r"^(auto|[1-9][0-9]*)$")
     """Training processes per worker: auto (one a GPU) or a number."""
     pull_secret: SecretStr = SecretStr("")
