@@ -231,10 +231,19 @@ def test_without_a_namespace_only_what_would_have_to_name_one_is_left_out() -> N
     )
     assert there - missing == {
         ("Namespace", "sft"),
-        ("ClusterRole", "sft-training-runtimes"),
-        ("ClusterRoleBinding", "sft-training-runtimes"),
+        ("ClusterRoleBinding", "sft-training-runtimes-sft"),
     }
     assert "namespace:" not in "".join(tree("defaults").values())
+
+
+def test_two_teams_of_one_cluster_do_not_take_the_role_from_one_another() -> None:
+    for namespace in ("team-a", "b" * 63):
+        folder = manifests.cluster(cluster(namespace=namespace))
+        role, binding = folder["access.yaml"]
+        assert role["metadata"]["name"] == binding["roleRef"]["name"] == "sft-training-runtimes"
+        assert binding["metadata"]["name"] == f"sft-training-runtimes-{namespace}"
+        assert binding["subjects"][0]["namespace"] == namespace
+        lint.check([role, binding])
 
 
 def test_a_pipeline_that_trains_nothing_may_do_nothing_with_trainjobs() -> None:
@@ -385,7 +394,7 @@ def test_what_only_an_administrator_may_apply_is_in_a_folder_of_its_own() -> Non
     assert cron["spec"]["workflowSpec"]["workflowTemplateRef"] == reference
     (namespace,) = yaml.safe_load_all(texts["cluster/namespace.yaml"])
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert "cluster/kustomization.yaml" not in manifests.tree(cluster())
+    assert "cluster/kustomization.yaml" not in manifests.tree(cluster("local"))
 
 
 def test_one_node_without_a_gpu_has_an_overlay_of_its_own() -> None:
@@ -432,6 +441,10 @@ def test_parts_of_the_folder_are_printed_as_yaml_or_json(
     [
         (["--stdout", "--overlay=none"], "'none' is none of base, cluster, trainer, schedule"),
         (["--stdout", "--overlay=events"], "--overlay events: the settings have no events"),
+        (
+            ["--stdout", "--overlay=cluster", "--launcher=local", "--namespace="],
+            "nothing belongs to",
+        ),
         (["--stdout", "-o", "xml"], "--output: 'xml' is neither yaml nor json"),
         (["--overlay=base"], "--overlay: only with --stdout"),
         (["--settings=nowhere.yaml"], "nowhere.yaml: No such file or directory"),
@@ -458,7 +471,7 @@ def test_a_mistake_is_told_with_exit_code_64_and_nothing_is_written(
     ("text", "parts"),
     [
         ("namespace: team-a", ["cluster", "trainer", "base"]),
-        ("{}", ["trainer", "base"]),
+        ("{}", ["cluster", "trainer", "base"]),
         ("launcher: local", ["base"]),
     ],
 )
@@ -468,7 +481,10 @@ def test_what_is_to_be_applied_is_told_in_its_order(
     (tmp_path / "sft.yaml").write_text(text)
     told = render("--out", "made").stderr
     commands = [f"kubectl apply --server-side -k made/{part}" for part in parts]
-    assert told == f"sft: made is written; {', then '.join(commands)}\n"
+    first, *rest = told.splitlines()
+    assert first == f"sft: made is written; {', then '.join(commands)}"
+    bound = [line for line in rest if "--serviceaccount=NAMESPACE:sft-train" in line]
+    assert len(bound) == len(rest) == (text == "{}")
 
 
 def test_refused_settings_leave_the_folder_as_it_was(

@@ -10,6 +10,9 @@ RUN, TRAIN, WORKER, CLAIMS = "sft-run", "sft-train", "sft-train-worker", "sft-cl
 """Service accounts: of all pods, of a train step that submits a TrainJob, of that job's pods, of what
 makes claims."""
 
+RUNTIMES = "sft-training-runtimes"
+"""ClusterRole of what submits TrainJobs: to see the runtimes that belong to no namespace."""
+
 _API = "rbac.authorization.k8s.io"
 
 
@@ -85,16 +88,16 @@ def accounts(settings: Settings, pipeline: Pipeline) -> list[dict[str, Any]]:
 def cluster_roles(settings: Settings, pipeline: Pipeline) -> list[dict[str, Any]]:
     """What a train step must see beyond its namespace; only an administrator can grant it.
 
-    None where no namespace is set, which the binding would have to name: the credentials in the
-    secret may be those of another account.
+    The role is the same for all teams of the cluster, the binding a namespace's own. Without a namespace
+    there is none to name: it is bound by hand.
     """
-    if not (settings.namespace and any_submits(pipeline, settings)):
+    if not any_submits(pipeline, settings):
         return []
-    name = "sft-training-runtimes"
-    return [
-        _role("ClusterRole", name, settings, *_RUNTIMES),
-        _binding("ClusterRole", name, TRAIN, settings),
-    ]
+    found = [_role("ClusterRole", RUNTIMES, settings, *_RUNTIMES)]
+    if settings.namespace:
+        name = f"{RUNTIMES}-{settings.namespace}"
+        found.append(_binding("ClusterRole", RUNTIMES, TRAIN, settings, name=name))
+    return found
 
 
 def allowed(name: str, settings: Settings, *rules: Rule) -> list[dict[str, Any]]:
@@ -125,13 +128,16 @@ def _role(kind: str, name: str, settings: Settings, *rules: Rule) -> dict[str, A
     )
 
 
-def _binding(kind: str, role: str, account: str, settings: Settings) -> dict[str, Any]:
+def _binding(
+    kind: str, role: str, account: str, settings: Settings, *, name: str = ""
+) -> dict[str, Any]:
+    """A binding of the role, by the role's name unless it has one of its own."""
     subject = {"kind": "ServiceAccount", "name": settings.named(account)}
     if settings.namespace:  # without one it is the binding's own
         subject["namespace"] = settings.namespace
     return kubernetes_object(
         f"{kind}Binding",
-        role,
+        name or role,
         settings,
         version=f"{_API}/v1",
         cluster_scoped=kind == "ClusterRole",

@@ -37,9 +37,9 @@ from steps.params import POD, choices, may_hold_secret, type_name
 from steps.secrets import Secret
 from steps.train.params import (
     KUBERNETES_CREDENTIALS,
+    QUANTITY,
     TRAIN_ENV,
     TRAIN_ENV_PREFIX,
-    QUANTITY,
     CertificateMap,
     Toleration,
     WorkerPod,

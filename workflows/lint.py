@@ -12,7 +12,12 @@ from typing import Any
 
 from steps.errors import UsageError
 
-_LONGEST = {"WorkflowTemplate": 57, "ClusterWorkflowTemplate": 57, "CronWorkflow": 52}
+_LONGEST = {
+    "WorkflowTemplate": 57,
+    "ClusterWorkflowTemplate": 57,
+    "CronWorkflow": 52,
+    "ClusterRoleBinding": 253,
+}
 """Of a name: runs add a suffix of six characters to a template's, of eleven to a schedule's."""
 _MOST_BYTES = 1_000_000  # etcd takes 1.5 MB, and a run's status comes on top
 _DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")

@@ -188,6 +188,10 @@ def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> O
     refuse_impossible(settings, pipeline)
     if overlay == "cluster":
         folders = [cluster(settings, pipeline)]
+        if not folders[0]:
+            raise UsageError(
+                "--overlay cluster: with these settings nothing belongs to the cluster"
+            )
     elif overlay == "trainer":
         folders = [trainer(settings)]
     elif overlay == "single-node":

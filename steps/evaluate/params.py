@@ -40,9 +40,9 @@ class EvaluateParams(StepParams):
     gpu: Further[Cluster[int]] = Field(default=1, ge=0)
     """GPUs of the evaluation pod."""
     cpu: Further[Cluster[str]] = Field(default="4", pattern=QUANTITY)
-    """CPU cores of the evaluation pod."""
+    """CPU cores of the evaluation pod: 4, 500m."""
     memory: Further[Cluster[str]] = Field(default="64Gi", pattern=QUANTITY)
-    """Memory of the evaluation pod."""
+    """Memory of the evaluation pod: 64Gi."""
 
     @property
     def scores_tasks(self) -> bool:

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     own = {name: given.pop(name) for name in [*_OWN, "stdout", "set"] if name in given}
     settings = settings_file.read(_file(own), {**given, **_pairs(own.get("set", []))})
 
-    from workflows import documents, manifests  # Hera loads here, so --help stays instant
+    from workflows import access, documents, manifests  # Hera loads here, so --help stays instant
 
     if "stdout" not in own:
         if useless := [flags.flag(name) for name in ("overlay", "output") if name in own]:
@@ -47,6 +47,13 @@ def main(argv: Sequence[str]) -> int:
         parts = [part for part in wanted if f"{part}/kustomization.yaml" in texts]
         apply = ", then ".join(f"kubectl apply --server-side -k {out}/{part}" for part in parts)
         print(f"sft: {out} is written; {apply}", file=sys.stderr)  # noqa: T201
+        if settings.launcher == "trainjob" and not settings.namespace:
+            role, account = settings.named(access.RUNTIMES), settings.named(access.TRAIN)
+            print(  # noqa: T201
+                f"sft: without a namespace, {role} is bound by hand: kubectl create clusterrolebinding "
+                f"{role}-NAMESPACE --clusterrole={role} --serviceaccount=NAMESPACE:{account}",
+                file=sys.stderr,
+            )
         return 0
     writers = {"yaml": documents.to_yaml, "json": documents.to_json}
     output = own.get("output", "yaml")
