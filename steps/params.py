@@ -196,9 +196,8 @@ def in_pod() -> bool:
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
-def required_on_cluster_only(params: StepParams) -> list[str]:
-    """Names of the cluster's parameters whose value is not their default."""
-    served = POD if in_pod() else ()
+def required_on_cluster_only(params: StepParams, served: tuple[str, ...]) -> list[str]:
+    """Names of the cluster's parameters, but for those served here, whose value is not their default."""
     return [
         name
         for name, field in type(params).model_fields.items()

@@ -341,7 +341,7 @@ def test_pods_of_a_run_reach_nothing_but_what_their_step_needs() -> None:
 def test_every_pod_of_a_run_has_its_policy(name: str) -> None:
     objects = [
         *manifests.part(cluster(name), "hardened"),
-        *manifests.part(cluster(name), "cluster"),
+        *(each for group in manifests.cluster(cluster(name)).values() for each in group),
     ]
     selected = [
         each["spec"]["podSelector"]["matchLabels"]
@@ -407,6 +407,16 @@ def test_one_node_without_a_gpu_has_an_overlay_of_its_own() -> None:
         assert values["phase_02_train_man_gpu"] == values["phase_03_eval_opt_gpu"] == "0"
         assert values["phase_02_train_opt_launcher"] == "local"
         assert not [each for each in spec["templates"] if "tolerations" in each]
+
+
+def test_one_node_takes_the_teams_parameters_but_not_its_sizes_and_those_of_trainjobs() -> None:
+    team = {"train_memory": "128Gi", "workers": 8, "runtime": "training-hub", "epochs": 3}
+    objects = manifests.part(cluster(parameters=team), "single-node")
+    (spec,) = (each["spec"] for each in objects if each["kind"] == "WorkflowTemplate")
+    alone = {each["name"]: each.get("value") for each in spec["arguments"]["parameters"]}
+    assert alone["phase_02_train_opt_memory"] == "4Gi"
+    assert alone["phase_02_train_man_epochs"] == "3"
+    assert alone["phase_02_train_man_workers"] == "4"  # its default, which counts for nothing
 
 
 def test_a_prefix_is_before_every_name_and_the_namespace_in_every_object() -> None:

@@ -191,6 +191,17 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
         ),
         ({"env": {"HF_TOKEN": "x"}}, "env.HF_TOKEN: comes from the secret hf-token"),
         (
+            {"launcher": "local", "parameters": {"workers": 2}},
+            "parameters.phase_02_train_man_workers: only the pods of a TrainJob have it",
+        ),
+        (
+            {
+                "launcher": "local",
+                "events": {**EVENTS, "parameters": {"on_conflict": "increment", "queue": "a"}},
+            },
+            "events.parameters.phase_02_train_opt_queue: only the pods of a TrainJob have it",
+        ),
+        (
             {"parameters": {"epoks": 1}},
             "parameters: epoks is not a parameter; did you mean --epochs",
         ),

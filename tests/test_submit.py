@@ -302,6 +302,20 @@ def test_a_dry_run_with_a_cluster_looks_at_the_template_and_sends_nothing(here: 
     assert not here.submitted
 
 
+def test_what_only_a_trainjob_has_is_refused_where_the_template_trains_in_the_pod(
+    tmp_path: Path,
+) -> None:
+    with cluster(tmp_path) as found:
+        found.api.create("workflowtemplates", template(launcher="local"), "team")
+        done = found.sft("submit", *DATA, "--workers", 2, "--queue", "gpus", "--gpu", 2)
+        assert done.returncode == 64
+        assert "--workers: only the pods of a TrainJob have it" in done.stderr
+        assert "--queue: only the pods of a TrainJob have it" in done.stderr
+        assert "--gpu" not in done.stderr
+        assert not found.submitted
+        assert found.sft("submit", *DATA, "--workers", 4).returncode == 0
+
+
 def test_a_name_that_is_taken_is_told_with_the_ways_on(here: Cluster) -> None:
     assert here.sft("submit", *DATA, "--run-name", "one").returncode == 0
     done = here.sft("submit", *DATA, "--run-name", "one")

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from steps import files
+from steps import files, flags
 from steps.errors import UsageError
 from steps.flags import PREFIX
-from steps.params import POD
+from steps.params import CLUSTER, POD, marked
 from workflows import (
     access,
     documents,
@@ -26,10 +26,11 @@ from workflows import (
     schedule,
     storage,
     training_runtime,
+    values,
 )
 from workflows.argo import SUMMARY, workflow_template
 from workflows.objects import kubernetes_object
-from workflows.pipeline import SFT, SHAPING, Pipeline
+from workflows.pipeline import SFT, SHAPING, Parameter, Pipeline
 from workflows.settings import Gpu, Network, Settings
 from workflows.storage import CLAIM
 
@@ -98,6 +99,9 @@ OVERLAYS = {"schedule": "schedule", "events": "events", "hardened": "network"}
 def single_node(settings: Settings, pipeline: Pipeline = SFT) -> Settings:
     """The same for one node without a GPU: a laptop's cluster, or a first look."""
     small = dict(zip(POD, (0, "1", "4Gi"), strict=True))
+    own, _ = values.by_name(pipeline, settings.parameters)
+    every = pipeline.parameters()
+    apart = {each.name for each in every if _is_of_trainjobs(each)}
     return settings.model_copy(
         update={
             "scope": "namespace",
@@ -107,14 +111,16 @@ def single_node(settings: Settings, pipeline: Pipeline = SFT) -> Settings:
             "storage": settings.storage.model_copy(
                 update={"access_mode": "ReadWriteOnce", "size": "20Gi", "storage_class": ""}
             ),
-            "parameters": settings.parameters
-            | {
-                parameter.name: small[parameter.field_name]
-                for parameter in pipeline.parameters()
-                if parameter.field_name in small
-            },
+            "parameters": {name: value for name, value in own.items() if name not in apart}
+            | {each.name: small[each.field_name] for each in every if each.field_name in small},
         }
     )
+
+
+def _is_of_trainjobs(parameter: Parameter) -> bool:
+    """Whether only a TrainJob's pods can serve the parameter, and not a training in the step's own."""
+    trains = "launcher" in parameter.step.params.model_fields
+    return trains and marked(parameter.field, CLUSTER) and parameter.field_name not in POD
 
 
 def refuse_impossible(settings: Settings, pipeline: Pipeline = SFT) -> None:
@@ -155,6 +161,12 @@ def refuse_impossible(settings: Settings, pipeline: Pipeline = SFT) -> None:
         for own in SHAPING
         if name.replace("-", "_").endswith(own)
     ]
+    problems += [
+        f"{place}parameters.{name}: only the pods of a TrainJob have it: take launcher trainjob, or "
+        "leave it out"
+        for place, parameters in given.items()
+        for name in _of_trainjobs(settings, pipeline, parameters)
+    ]
     if problems:
         raise UsageError("\n  ".join(problems))
 
@@ -178,6 +190,20 @@ def _names_of_nothing(settings: Settings, pipeline: Pipeline) -> Iterator[str]:
     for name in sorted(settings.env):
         if name.startswith(PREFIX):
             yield f"env.{name}: carries a parameter of the steps; set it under parameters"
+
+
+def _of_trainjobs(
+    settings: Settings, pipeline: Pipeline, parameters: Mapping[str, Any]
+) -> list[str]:
+    """Names of parameters that the settings give to runs whose training has no TrainJob."""
+    assigned, _ = values.assign(pipeline, parameters)
+    models = {}
+    for step in pipeline.steps:
+        if "launcher" in step.params.model_fields:
+            own = {**assigned[step.name], "launcher": settings.launcher}
+            if model := flags.validate(step.params, own, partial=True)[0]:
+                models[step.name] = model
+    return [parameter.name for parameter in values.of_trainjobs(pipeline, models)]
 
 
 def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> Objects:

@@ -71,6 +71,11 @@ class Submission:
         models, problems = values.build(self.pipeline, whole, self._wanted)
         if template:
             problems += self._strangers(assigned, template)
+        problems += [
+            f"{self._shown(parameter)}: only the pods of a TrainJob have it, and this run trains in the "
+            "step's own: leave it at its default"
+            for parameter in values.of_trainjobs(self.pipeline, models)
+        ]
         values.refuse(problems)
         values.refuse(self.pipeline.refusals(models))
         sent = {parameter.name: text for parameter, text in self._texts(assigned)}

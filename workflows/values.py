@@ -10,7 +10,16 @@ from pydantic import TypeAdapter
 
 from steps import flags
 from steps.errors import UsageError, volume_error
-from steps.params import MAN, StepParams, is_secret, marked, may_hold_secret, type_name
+from steps.params import (
+    MAN,
+    POD,
+    StepParams,
+    is_secret,
+    marked,
+    may_hold_secret,
+    required_on_cluster_only,
+    type_name,
+)
 from workflows import literals
 from workflows.pipeline import Parameter, Pipeline
 
@@ -177,6 +186,17 @@ def build(
         if model is not None:
             models[name] = model
     return models, problems
+
+
+def of_trainjobs(pipeline: Pipeline, models: Mapping[str, StepParams]) -> list[Parameter]:
+    """Parameters that were set and only a TrainJob's pods have, of steps that train in their own pod."""
+    found = []
+    for parameter in pipeline.parameters():
+        model = models.get(parameter.step.name)
+        if model is not None and getattr(model, "launcher", "") == "local":
+            names = required_on_cluster_only(model, POD)
+            found += [parameter] if parameter.field_name in names else []
+    return found
 
 
 def texts(pipeline: Pipeline, given: Mapping[str, Any], where: str) -> dict[str, str]:

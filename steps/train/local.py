@@ -7,7 +7,7 @@ from pathlib import Path
 
 from steps.entrypoint import Run
 from steps.flags import flag
-from steps.params import in_pod, required_on_cluster_only
+from steps.params import POD, in_pod, required_on_cluster_only
 from steps.train.backend import Job, Place, Point
 from steps.train.params import TrainParams
 
@@ -22,10 +22,12 @@ _CGROUP_LIMITS = (
 
 def refusals(params: TrainParams) -> list[str]:
     """What would have no effect here."""
-    needed = "a TrainJob (launcher: trainjob in sft.yaml)" if in_pod() else "a cluster"
+    needed, served = (
+        ("a TrainJob (launcher: trainjob in sft.yaml)", POD) if in_pod() else ("a cluster", ())
+    )
     refused = [
         f"{flag(name)} needs {needed}: leave it at its default here"
-        for name in required_on_cluster_only(params)
+        for name in required_on_cluster_only(params, served)
     ]
     return refused if has_gpu() else refused + _on_cpu(params)
 
