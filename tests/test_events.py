@@ -1,6 +1,8 @@
 """Runs that events start: which event starts one, with which parameters, and what it may not set."""
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -9,8 +11,9 @@ import pytest
 
 from steps.errors import UsageError
 from tests.cluster_settings import EVENTS, cluster
+from tests.conftest import ROOT
 from workflows import events
-from workflows.settings import Events
+from workflows.settings import Events, Webhook
 
 MINIO = {"endpoint": "minio:9000", "bucket": "datasets"}
 SQS = {"queue": "landed", "region": "eu-west-1"}
@@ -121,6 +124,18 @@ def test_a_malformed_body_starts_nothing(body: dict[str, Any]) -> None:
     assert not passes(spec, webhook_event(**body))
     assert not passes(spec, {"header": {}, "body": [body]})
     assert not passes(spec, {"header": {}, "body": "text"})
+
+
+def test_the_documented_post_is_one_that_argo_events_reads_as_json() -> None:
+    text = (ROOT / "docs/argo.md").read_text().replace("\\\n", " ")
+    (command,) = (line for line in text.splitlines() if line.strip().startswith("curl "))
+    words = shlex.split(command)
+    headers = [words[place + 1] for place, word in enumerate(words) if word == "-H"]
+    assert "Content-Type: application/json" in headers  # curl's own would be a form's
+    body = json.loads(words[words.index("-d") + 1])
+    assert passes(sensor(webhook={}), webhook_event(**body))
+    port, path = Webhook().port, Webhook().path
+    assert words[-1] == f"http://sft-webhook-eventsource-svc:{port}{path}"
 
 
 def test_fields_of_the_body_fill_the_parameters_they_are_named_for() -> None:

@@ -358,6 +358,8 @@ def test_every_pod_of_a_run_has_its_policy(name: str) -> None:
 def test_a_proxy_and_openshifts_dns_are_reached() -> None:
     found = policies("proxy and certificates")
     assert all({3128, 3129} <= opened(p) for n, p in found.items() if n != "sft-default-deny")
+    plain = {"proxy": {"http": "http://proxy", "https": "http://proxy"}}
+    assert 80 in opened(policies("defaults", **plain)["sft-evaluate"])
     assert 5353 in opened(policies("openshift")["sft-train"])
     network = {
         "ports": {"train": [5000]},

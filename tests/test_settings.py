@@ -71,6 +71,7 @@ FLAT = [
     ("network.allow_cidrs.0", "10.0.0.0"),
     ("network.allow_cidrs.0", "10.0.0.300/8"),
     ("network.ports.train.0", 70000),
+    ("proxy.http", "http://proxy:70000"),
     ("artifacts", "maybe"),
     ("parameters", []),
     ("ca_bundle.key", "a/b"),
@@ -136,6 +137,8 @@ def test_all_mistakes_are_told_at_once_and_by_their_places(tmp_path: Path) -> No
         ("a: [\n", "mine.yaml: "),
         ("\xff", "mine.yaml: "),
         ("1: 2\n", "1"),
+        ("user: 2000\nlabels: {a: b}\nuser: 3000\n", r"user is there twice\n.*line 3, column 1"),
+        ("labels: {a: b, a: c}\n", "a is there twice"),
     ],
 )
 def test_a_file_that_is_no_settings_is_told(text: str, told: str, tmp_path: Path) -> None:
@@ -205,6 +208,16 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
             {"parameters": {"epoks": 1}},
             "parameters: epoks is not a parameter; did you mean --epochs",
         ),
+        (
+            {"labels": {"app.kubernetes.io/component": "x"}},
+            "labels.app.kubernetes.io/component: set by Argo or by the pipeline",
+        ),
+        (
+            {"annotations": {"workflows.argoproj.io/template": "x"}},
+            "annotations.workflows.argoproj.io/template: set by Argo",
+        ),
+        ({"env": {"A": "{{x}}"}}, "{{x}} is no tag that Argo knows, in '{{x}}'"),
+        ({"annotations": {"a": "b {{"}}, "begins with {{ and has no end, in 'b {{'"),
         ({"parameters": {"epochs": 0}}, "parameters: --epochs: input should be greater than 0"),
         ({"parameters": {"lr_scheduler": "none"}}, "parameters: --lr-scheduler: "),
         ({"parameters": {"hf_token": "hf_x"}}, "a secret belongs in a Kubernetes Secret"),

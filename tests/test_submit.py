@@ -293,6 +293,9 @@ def test_a_dry_run_needs_no_cluster(tmp_path: Path) -> None:
     as_json = alone.sft("submit", *DATA, "--dry-run", "-o", "json", "-n", "team")
     assert json.loads(as_json.stdout)["spec"]["workflowTemplateRef"] == {"name": "sft-pipeline"}
     assert alone.sft("submit", "--dry-run").returncode == 64
+    wrong = alone.sft("submit", *DATA, "--dry-run", "-n", "Team_A")
+    assert wrong.returncode == 64
+    assert "--namespace: 'Team_A' is not the name of a namespace" in wrong.stderr
 
 
 def test_a_dry_run_with_a_cluster_looks_at_the_template_and_sends_nothing(here: Cluster) -> None:

@@ -292,3 +292,13 @@ def test_only_an_argo_server_retries(here: Cluster) -> None:
         assert done.returncode == 0, done.stderr
         assert server.retried == ["one"]
         assert here.sft("retry", "two", **way).returncode == 65
+
+
+@pytest.mark.parametrize(
+    "server", ["http://[::1", "ftp://argo", "https://", "http://argo:99999", "http://argo:x"]
+)
+def test_an_address_that_is_none_of_a_server_is_told(here: Cluster, server: str) -> None:
+    for command in (["list"], ["watch", "one"], ["stop", "one"], ["retry", "one"]):
+        done = here.sft(*command, "--server", server, "-n", "team")
+        assert done.returncode == 64, done.stderr
+        assert f"--server: {server!r} is not an address" in done.stderr

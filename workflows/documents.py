@@ -44,7 +44,19 @@ def from_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.CSafeLoader):
-    """Numbers that know how they were written."""
+    """Numbers that know how they were written, and no name that is given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; YAML's own reader would let the last value of a name win."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value} is there twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class _Float(float):

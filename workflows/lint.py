@@ -22,7 +22,10 @@ _LONGEST = {
 _MOST_BYTES = 1_000_000  # etcd takes 1.5 MB, and a run's status comes on top
 _DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _TEMPLATE = re.compile(r"[a-zA-Z][-a-zA-Z0-9]{0,127}")
-_TAG = re.compile(r"\{\{workflow\.parameters\.([^}]+)\}\}")
+_TAG = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_PARAMETER = re.compile(r"workflow\.parameters\.([-\w]+)")
+_OTHER_TAG = re.compile(r"(workflow|tasks|outputs|inputs|node|pod)\.[-\w.]+|retries")
+"""What Argo replaces beside parameters; a run with any other tag is refused by its controller."""
 _NEEDED = re.compile(r"([-a-zA-Z0-9]+)\.[A-Z]\w+")
 
 
@@ -75,5 +78,24 @@ def _template_faults(spec: Mapping[str, Any]) -> Iterator[str]:
         if name not in templates:
             yield f"there is no template {name!r}"
     declared = {parameter["name"] for parameter in spec["arguments"]["parameters"]}
-    for name in sorted(set(_TAG.findall(json.dumps(spec))) - declared):
-        yield f"there is no parameter {name!r}"
+    for text in sorted(set(_texts(spec))):
+        for tag in _TAG.findall(text):
+            names = _PARAMETER.findall(tag)
+            for name in sorted(set(names) - declared):
+                yield f"there is no parameter {name!r}"
+            if not (names or tag.startswith("=") or _OTHER_TAG.fullmatch(tag)):
+                yield f"{{{{{tag}}}}} is no tag that Argo knows, in {text!r}"
+        if "{{" in _TAG.sub("", text):
+            yield f"a tag of Argo's begins with {{{{ and has no end, in {text!r}"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in the object."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)

@@ -29,7 +29,7 @@ from workflows import (
     values,
 )
 from workflows.argo import SUMMARY, workflow_template
-from workflows.objects import kubernetes_object
+from workflows.objects import OWN_LABELS, kubernetes_object
 from workflows.pipeline import SFT, SHAPING, Parameter, Pipeline
 from workflows.settings import Gpu, Network, Settings
 from workflows.storage import CLAIM
@@ -142,6 +142,12 @@ def refuse_impossible(settings: Settings, pipeline: Pipeline = SFT) -> None:
         problems.append(
             "storage.per_run makes a claim for each run: storage.create cannot be false"
         )
+    problems += [
+        f"{place}.{key}: set by Argo or by the pipeline, which find their pods by it"
+        for place, given in (("labels", settings.labels), ("annotations", settings.annotations))
+        for key in given
+        if key in OWN_LABELS or key.partition("/")[0].endswith("workflows.argoproj.io")
+    ]
     if len(set(settings.claims)) < len(settings.claims):
         problems.append("claims: one is named twice")
     if not settings.storage.per_run and storage.name(settings) in settings.claims:
@@ -149,14 +155,14 @@ def refuse_impossible(settings: Settings, pipeline: Pipeline = SFT) -> None:
         problems.append(
             f"claims: {storage.name(settings)} holds the runs, and is mounted as such anyway"
         )
-    given = {"": settings.parameters}
+    by_place = {"": settings.parameters}
     if settings.schedule:
-        given["schedule."] = settings.schedule.parameters
+        by_place["schedule."] = settings.schedule.parameters
     if settings.events:
-        given["events."] = settings.events.parameters
+        by_place["events."] = settings.events.parameters
     problems += [
         f"{place}parameters.{name}: set {own} itself, for the pods' shape follows it"
-        for place, parameters in given.items()
+        for place, parameters in by_place.items()
         for name in parameters
         for own in SHAPING
         if name.replace("-", "_").endswith(own)
@@ -164,7 +170,7 @@ def refuse_impossible(settings: Settings, pipeline: Pipeline = SFT) -> None:
     problems += [
         f"{place}parameters.{name}: only the pods of a TrainJob have it: take launcher trainjob, or "
         "leave it out"
-        for place, parameters in given.items()
+        for place, parameters in by_place.items()
         for name in _of_trainjobs(settings, pipeline, parameters)
     ]
     if problems:

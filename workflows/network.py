@@ -14,6 +14,7 @@ from workflows.storage import CLAIM
 
 _API = "networking.k8s.io/v1"
 _API_SERVER = (443, 6443)  # the executor of every pod reports to it
+_PORT = {"http": 80, "https": 443}
 # A policy sees the port of the pod behind the service, which is 5353 on OpenShift.
 _DNS = {"kubernetes": (53,), "openshift": (53, 5353)}
 
@@ -99,8 +100,8 @@ def _to(cidrs: Iterable[str], ports: Iterable[int]) -> dict[str, Any]:
 def _proxy_ports(settings: Settings) -> set[int]:
     if not settings.proxy:
         return set()
-    found = {urlsplit(address).port for address in (settings.proxy.http, settings.proxy.https)}
-    return {port for port in found if port}
+    found = [urlsplit(each) for each in (settings.proxy.http, settings.proxy.https) if each]
+    return {address.port or _PORT[address.scheme] for address in found}
 
 
 def _pods(settings: Settings, component: str = "") -> dict[str, Any]:

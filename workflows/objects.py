@@ -4,6 +4,9 @@ from typing import Any
 
 from workflows.settings import Settings
 
+OWN_LABELS = ("app.kubernetes.io/part-of", "app.kubernetes.io/component")
+"""What network policies and lists find our objects and pods by."""
+
 
 def kubernetes_object(
     kind: str,

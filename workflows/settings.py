@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +30,18 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0
 """A DNS label: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/."""
 LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
 Variable = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
-ProxyAddress = Annotated[str, StringConstraints(pattern=r"^(https?://[^\s/:@]+(:[0-9]{1,5})?/?)?$")]
+
+
+def _has_port(address: str) -> str:
+    urlsplit(address).port  # noqa: B018  # ValueError where it is none
+    return address
+
+
+ProxyAddress = Annotated[
+    str,
+    StringConstraints(pattern=r"^(https?://[^\s/:@]+(:[0-9]{1,5})?/?)?$"),
+    AfterValidator(_has_port),
+]
 """Without user and password, which would stand in the manifests."""
 Prefix = Annotated[str, StringConstraints(pattern=r"^([a-z]([-a-z0-9]{0,29}))?$")]
 

@@ -119,11 +119,17 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
     return given
 
 
-def connect(given: Mapping[str, Any]) -> Cluster:
-    """The cluster that the flags name; nothing is sent yet."""
-    namespace = given.get("namespace") or os.environ.get("ARGO_NAMESPACE", "")
+def namespace_of(given: Mapping[str, Any]) -> str:
+    """The namespace that the flags or the environment name, if any (UsageError where it is no name)."""
+    namespace: str = given.get("namespace") or os.environ.get("ARGO_NAMESPACE", "")
     if namespace and not DNS_LABEL.fullmatch(namespace):
         raise UsageError(f"--namespace: {namespace!r} is not the name of a namespace")
+    return namespace
+
+
+def connect(given: Mapping[str, Any]) -> Cluster:
+    """The cluster that the flags name; nothing is sent yet."""
+    namespace = namespace_of(given)
     if "server" in given and "context" in given:
         raise UsageError("--server and --context name two ways to a cluster; leave one out")
     server = given.get("server") or (

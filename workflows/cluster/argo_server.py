@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
@@ -74,7 +74,12 @@ class ArgoServer:
         if "://" not in server:
             secure = os.environ.get("ARGO_SECURE", "true").lower() not in _NO
             server = f"{'https' if secure else 'http'}://{server}"
-        if not server.startswith(("http://", "https://")):
+        try:
+            address = urlsplit(server)
+            usable = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
             raise UsageError(f"--server: {server!r} is not an address of http or https")
         skip = os.environ.get("ARGO_INSECURE_SKIP_VERIFY", "false").lower() not in (*_NO, "")
         if skip:

@@ -61,7 +61,7 @@ def _dry_run(submission: Submission, own: dict[str, Any], console: Console) -> i
         cluster = api.connect(own)
         found = _template(cluster, submission.template, console)
         own = {**own, "namespace": cluster.namespace}
-    workflow = submission.workflow(found, own.get("namespace"))
+    workflow = submission.workflow(found, api.namespace_of(own))
     _print(submission.masked(workflow), own.get("output", "yaml"))
     if submission.secrets():
         console.note("the secrets among the parameters are masked in what is printed")
