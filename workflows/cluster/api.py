@@ -1,15 +1,9 @@
-"""What the commands ask of a cluster, and which way they reach it."""
+"""What the commands ask of a cluster, whichever way they reach it."""
 
-import argparse
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
-
-from steps import flags
-from steps.errors import UsageError
-from workflows.pipeline import Pipeline
 
 Object = dict[str, Any]
 """A Kubernetes object as its API gives it."""
@@ -18,7 +12,6 @@ GROUP, VERSION = "argoproj.io", "v1alpha1"
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """Names of namespaces and of runs."""
-_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -76,76 +69,3 @@ class Cluster(Protocol):
 
     def link(self, name: str) -> str:
         """Address of the workflow's page; empty where none is known."""
-
-
-def add_template_flags(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, pipeline: Pipeline
-) -> None:
-    """Add the flags that name the template of the runs."""
-    group = parser.add_mutually_exclusive_group()
-    for name, text in (
-        ("template", f"WorkflowTemplate of the runs. (default: {pipeline.name})"),
-        ("cluster_template", "ClusterWorkflowTemplate of the runs, instead."),
-    ):
-        group.add_argument(flags.flag(name), metavar="NAME", default=argparse.SUPPRESS, help=text)
-
-
-def template(given: Mapping[str, Any], pipeline: Pipeline) -> Template:
-    """The template that the flags name."""
-    if "cluster_template" in given:
-        return Template(given["cluster_template"], cluster_scope=True)
-    return Template(given.get("template", pipeline.name))
-
-
-def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add the flags that say which cluster and namespace."""
-    for names, text in (
-        (("-n", "--namespace"), "Namespace of the runs. (default: ARGO_NAMESPACE, the context's)"),
-        (("--context",), "Context of the kubeconfig. (default: its current one)"),
-        (
-            ("--server",),
-            "URL of an Argo server, with the token in ARGO_TOKEN. (default: ARGO_SERVER; "
-            "without, the Kubernetes API by kubeconfig)",
-        ),
-    ):
-        parser.add_argument(*names, default=argparse.SUPPRESS, help=text)
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """The flags of a command that has no parameters; UsageError with all that is wrong."""
-    given, problems = flags.parse(parser, argv, list(parser._option_string_actions))
-    if problems:
-        raise UsageError("\n  ".join(problems))
-    return given
-
-
-def namespace_of(given: Mapping[str, Any]) -> str:
-    """The namespace that the flags or the environment name, if any (UsageError where it is no name)."""
-    namespace: str = given.get("namespace") or os.environ.get("ARGO_NAMESPACE", "")
-    if namespace and not DNS_LABEL.fullmatch(namespace):
-        raise UsageError(f"--namespace: {namespace!r} is not the name of a namespace")
-    return namespace
-
-
-def connect(given: Mapping[str, Any]) -> Cluster:
-    """The cluster that the flags name; nothing is sent yet."""
-    namespace = namespace_of(given)
-    if "server" in given and "context" in given:
-        raise UsageError("--server and --context name two ways to a cluster; leave one out")
-    server = given.get("server") or (
-        "" if "context" in given else os.environ.get("ARGO_SERVER", "")
-    )
-    if server:
-        from workflows.cluster.argo_server import ArgoServer
-
-        return ArgoServer.at(server, namespace)
-    from workflows.cluster.kubernetes_api import KubernetesApi
-
-    return KubernetesApi.of(given.get("context"), namespace)
-
-
-def workflow_name(text: str) -> str:
-    """The name, if a workflow can have it (UsageError)."""
-    if not _DNS_NAME.fullmatch(text):
-        raise UsageError(f"{text!r} is not the name of a workflow")
-    return text

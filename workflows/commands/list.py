@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from steps import flags
 from steps.quantities import duration
-from workflows.cluster import api
+from workflows.cluster import connection
 from workflows.pipeline import SFT
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ _HEAD = ("NAME", "PHASE", "STEP", "AGE", "DURATION", "TITLE")
 def main(argv: Sequence[str]) -> int:
     """Print a line a run and return 0."""
     parser = flags.Parser(prog="sft list", description="The runs on Argo Workflows.")
-    api.add_template_flags(parser, SFT)
-    api.add_flags(parser)
-    given = api.parse(parser, argv)
-    template = api.template(given, SFT)
-    cluster = api.connect(given)
+    connection.add_template_flags(parser, SFT)
+    connection.add_flags(parser)
+    given = connection.parse(parser, argv)
+    template = connection.template(given, SFT)
+    cluster = connection.connect(given)
 
     from workflows.cluster.run import read
 

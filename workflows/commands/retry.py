@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from steps import flags
-from workflows.cluster import api
+from workflows.cluster import connection
 from workflows.console import Console
 
 
@@ -14,10 +14,10 @@ def main(argv: Sequence[str]) -> int:
         description="Do again what failed of a run on Argo Workflows, through its Argo server.",
     )
     parser.add_argument("name", help="Name of the workflow.")
-    api.add_flags(parser)
-    given = api.parse(parser, argv)
-    name = api.workflow_name(given["name"])
-    cluster = api.connect(given)
+    connection.add_flags(parser)
+    given = connection.parse(parser, argv)
+    name = connection.workflow_name(given["name"])
+    cluster = connection.connect(given)
     cluster.retry(name)
     with Console() as console:
         console.note(f"{name} goes on; to follow it: sft watch {name} {cluster.flags}")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from steps import flags
-from workflows.cluster import api
+from workflows.cluster import connection
 from workflows.console import Console
 from workflows.pipeline import SFT
 
@@ -22,10 +22,10 @@ def main(argv: Sequence[str]) -> int:
         default=argparse.SUPPRESS,
         help="At once, without the exit handler.",
     )
-    api.add_flags(parser)
-    given = api.parse(parser, argv)
-    name = api.workflow_name(given["name"])
-    cluster = api.connect(given)
+    connection.add_flags(parser)
+    given = connection.parse(parser, argv)
+    name = connection.workflow_name(given["name"])
+    cluster = connection.connect(given)
 
     from workflows.cluster.run import read
 

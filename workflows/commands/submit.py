@@ -15,7 +15,7 @@ from steps.errors import (
     TransientError,
 )
 from workflows import parameter_flags, values
-from workflows.cluster import api
+from workflows.cluster import api, connection
 from workflows.commands.watch import to_the_end
 from workflows.console import Console
 from workflows.pipeline import SFT
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     named, faults = parameter_flags.pairs(own.get("parameter", []))
     submission = Submission(
         SFT,
-        api.template(own, SFT),
+        connection.template(own, SFT),
         [values.from_file(Path(own["params"])) if "params" in own else {}, named, given],
         run_name=own.get("run_name"),
         entrypoint=own.get("entrypoint", WHOLE),
@@ -58,10 +58,10 @@ def _dry_run(submission: Submission, own: dict[str, Any], console: Console) -> i
     """Print the Workflow; the template is looked at only where a cluster is named."""
     found = None
     if "context" in own or "server" in own:
-        cluster = api.connect(own)
+        cluster = connection.connect(own)
         found = _template(cluster, submission.template, console)
         own = {**own, "namespace": cluster.namespace}
-    workflow = submission.workflow(found, api.namespace_of(own))
+    workflow = submission.workflow(found, connection.namespace_of(own))
     _print(submission.masked(workflow), own.get("output", "yaml"))
     if submission.secrets():
         console.note("the secrets among the parameters are masked in what is printed")
@@ -69,7 +69,7 @@ def _dry_run(submission: Submission, own: dict[str, Any], console: Console) -> i
 
 
 def _submit(submission: Submission, own: dict[str, Any], console: Console) -> int:
-    cluster = api.connect(own)
+    cluster = connection.connect(own)
     found = _template(cluster, submission.template, console)
     try:
         created = cluster.submit(submission.workflow(found, cluster.namespace))
@@ -167,7 +167,7 @@ def _parser() -> flags.Parser:
         help="Print the whole Workflow, not its name.",
     )
     cluster = parser.add_argument_group("the cluster")
-    api.add_template_flags(cluster, SFT)
-    api.add_flags(cluster)
+    connection.add_template_flags(cluster, SFT)
+    connection.add_flags(cluster)
     parameter_flags.add(parser, SFT)
     return parser

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from steps import flags
 from steps.errors import CredentialsError
-from workflows.cluster import api
+from workflows.cluster import api, connection
 from workflows.console import Console
 from workflows.pipeline import SFT
 
@@ -16,11 +16,11 @@ def main(argv: Sequence[str]) -> int:
         description="Follow a run on Argo Workflows; the exit code is the run's.",
     )
     parser.add_argument("name", help="Name of the workflow.")
-    api.add_flags(parser)
-    given = api.parse(parser, argv)
-    name = api.workflow_name(given["name"])
+    connection.add_flags(parser)
+    given = connection.parse(parser, argv)
+    name = connection.workflow_name(given["name"])
     with Console() as console:
-        return to_the_end(api.connect(given), name, console)
+        return to_the_end(connection.connect(given), name, console)
 
 
 def to_the_end(cluster: api.Cluster, name: str, console: Console) -> int:
