@@ -72,6 +72,8 @@ FLAT = [
     ("network.allow_cidrs.0", "10.0.0.300/8"),
     ("network.ports.train.0", 70000),
     ("proxy.http", "http://proxy:70000"),
+    ("events.webhook.fields.data_uri", "a b"),
+    ("events.webhook.fields.data_uri", "a.#(b)|@this"),
     ("artifacts", "maybe"),
     ("parameters", []),
     ("ca_bundle.key", "a/b"),
@@ -146,6 +148,23 @@ def test_a_file_that_is_no_settings_is_told(text: str, told: str, tmp_path: Path
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=told):
         settings.read(path, {})
+
+
+def test_the_form_of_a_value_is_told_in_words_and_no_password() -> None:
+    given = {
+        "proxy": {"https": "http://ann:s3cret@proxy:3128"},
+        "deadlines": {"train": "soon"},
+        "scratch": "lots",
+        "claims": ["A"],
+    }
+    with pytest.raises(UsageError) as refused:
+        settings.validate(given, "mine.yaml")
+    told = str(refused.value)
+    assert "s3cret" not in told
+    assert "proxy.https: should be an address without path, user and password" in told
+    assert "deadlines.train: should be a whole number above 0 and a unit" in told
+    assert "scratch: should be a quantity: 500m, 4, 64Gi, got 'lots'" in told
+    assert "claims.0: should be a name: " in told
 
 
 def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> None:

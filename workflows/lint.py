@@ -25,7 +25,7 @@ _TEMPLATE = re.compile(r"[a-zA-Z][-a-zA-Z0-9]{0,127}")
 _TAG = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _PARAMETER = re.compile(r"workflow\.parameters\.([-\w]+)")
 _OTHER_TAG = re.compile(r"(workflow|tasks|outputs|inputs|node|pod)\.[-\w.]+|retries")
-"""What Argo replaces beside parameters; a run with any other tag is refused by its controller."""
+"""What Argo replaces beside parameters; any other tag is a slip, and would stand in the pod as it is."""
 _NEEDED = re.compile(r"([-a-zA-Z0-9]+)\.[A-Z]\w+")
 
 

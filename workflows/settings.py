@@ -26,7 +26,8 @@ from steps.errors import UsageError
 from steps.params import Declared
 from steps.train.params import LABEL_KEY, LABEL_VALUE, QUANTITY, Toleration
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+_NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+Name = Annotated[str, StringConstraints(pattern=_NAME)]
 """A DNS label: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/."""
 LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
 Variable = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
@@ -37,9 +38,10 @@ def _has_port(address: str) -> str:
     return address
 
 
+_PROXY = r"^(https?://[^\s/:@]+(:[0-9]{1,5})?/?)?$"
 ProxyAddress = Annotated[
     str,
-    StringConstraints(pattern=r"^(https?://[^\s/:@]+(:[0-9]{1,5})?/?)?$"),
+    StringConstraints(pattern=_PROXY),
     AfterValidator(_has_port),
 ]
 """Without user and password, which would stand in the manifests."""
@@ -53,11 +55,26 @@ def _above_zero(quantity: str) -> str:
 
 
 Quantity = Annotated[str, StringConstraints(pattern=QUANTITY), AfterValidator(_above_zero)]
-Duration = Annotated[str, StringConstraints(pattern=r"^[0-9]+[smhd]$")]
+_DURATION, _DEADLINE = r"^[0-9]+[smhd]$", r"^[1-9][0-9]*[smhd]$"
+Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
 """A whole number and a unit: 30s, 10m, 12h, 7d."""
-Deadline = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[smhd]$")]
+Deadline = Annotated[str, StringConstraints(pattern=_DEADLINE)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
+
+FieldPath = Annotated[str, StringConstraints(pattern=r"^[-\w]+(\.[-\w]+)*$")]
+"""Names of JSON objects' fields, a dot between them."""
+
+_FORMS = {
+    _NAME: "a name: up to 63 small letters, digits and dashes, with no dash at either end",
+    _DURATION: "a whole number and a unit: 30s, 10m, 12h, 7d",
+    _DEADLINE: "a whole number above 0 and a unit: 30s, 10m, 12h, 7d",
+    _PROXY: "an address without path, user and password: http://proxy:3128",
+    QUANTITY: "a quantity: 500m, 4, 64Gi",
+    LABEL_KEY: "the key of a label: team, example.com/team",
+    LABEL_VALUE: "the value of a label: up to 63 letters, digits, and -_. between them",
+}
+"""What the patterns that most settings have mean to people."""
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -271,7 +288,7 @@ class Webhook(Group):
     """Path that is posted to."""
     secret: Name = "sft-webhook"  # noqa: S105  # its name
     """Secret with the token under the key `token`."""
-    fields: dict[str, str] = {"data_uri": "data_uri"}
+    fields: dict[str, FieldPath] = {"data_uri": "data_uri"}
     """Field of the body by the parameter that it sets; a dot leads into an object. A body that lacks
     one of them starts nothing, nor does one with a brace, a `$` or a control character in them. Its `id`, if it has one, tells a new event from one delivered again."""
 
@@ -431,7 +448,11 @@ def _told(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{place} is not a setting"
     message = re.sub(r"^Value error, ", "", problem["msg"])
-    return f"{place}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}"
+    if form := _FORMS.get(problem.get("ctx", {}).get("pattern", "")):
+        message = f"should be {form}"
+    told = f"{place}: {message[:1].lower()}{message[1:]}"
+    # An address that is refused may be so for the password in it.
+    return told if problem["loc"][:1] == ("proxy",) else f"{told}, got {problem['input']!r}"
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
