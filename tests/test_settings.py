@@ -224,6 +224,10 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
             "events.parameters.phase_02_train_opt_queue: only the pods of a TrainJob have it",
         ),
         (
+            {"schedule": {**SCHEDULE, "parameters": {**SCHEDULE["parameters"], "train_gpu": 0}}},
+            "schedule.parameters: --gpu 0: a TrainJob's workers train on GPUs",
+        ),
+        (
             {"parameters": {"epoks": 1}},
             "parameters: epoks is not a parameter; did you mean --epochs",
         ),

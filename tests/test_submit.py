@@ -305,6 +305,26 @@ def test_a_dry_run_with_a_cluster_looks_at_the_template_and_sends_nothing(here: 
     assert not here.submitted
 
 
+def test_what_the_train_step_would_refuse_hours_later_is_told_before_anything_is_sent(
+    here: Cluster,
+) -> None:
+    done = here.sft(
+        *("submit", *DATA, "--gpu", 0, "--labels", "x", "--node-selector", "a=b c"),
+        *("--env-vars", "WANDB_API_KEY=s3cret", "--lr-scheduler", "constant", "--lr-warmup", 5),
+    )
+    assert done.returncode == 64
+    for told in (
+        "--gpu 0: a TrainJob's workers train on GPUs",
+        "--labels: ",
+        "--node-selector a: 'b c' is no label's value",
+        "--env-vars WANDB_API_KEY: would stand in the TrainJob for all to read",
+        "--lr-warmup has no effect with --lr-scheduler constant",
+    ):
+        assert told in done.stderr
+    assert "s3cret" not in done.stderr
+    assert not here.submitted
+
+
 def test_what_only_a_trainjob_has_is_refused_where_the_template_trains_in_the_pod(
     tmp_path: Path,
 ) -> None:

@@ -172,6 +172,22 @@ def nothing_to_score(
     return None
 
 
+def training_that_cannot_begin(
+    models: Mapping[str, StepParams], _records: Mapping[str, Record] | None
+) -> str | None:
+    """What the train step would refuse at its start is told before the steps in front of it run."""
+    train = models.get("train")
+    if not isinstance(train, TrainParams):
+        return None
+    from steps.train import launcher  # their imports would slow every --help
+    from steps.train.trainjob import limits
+
+    refused = launcher.mistakes(train)
+    if train.launcher == "trainjob":
+        refused += limits.refusals(train)
+    return "\n  ".join(refused) or None
+
+
 def same_version_again(
     models: Mapping[str, StepParams], _records: Mapping[str, Record] | None
 ) -> str | None:
@@ -189,7 +205,7 @@ SFT = Pipeline(
     name="sft-pipeline",
     description="Supervised fine-tuning: data set, training, evaluation, registration.",
     title="Fine-tune {phase_02_train_man_model}",
-    rules=(nothing_to_go_on_with, nothing_to_score),
+    rules=(nothing_to_go_on_with, nothing_to_score, training_that_cannot_begin),
     repeat_rules=(same_version_again,),
     steps=(
         Step(

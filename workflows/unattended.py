@@ -6,7 +6,7 @@ from typing import Any
 from steps.params import type_name
 from workflows import values
 from workflows.cluster.api import Template
-from workflows.pipeline import Pipeline
+from workflows.pipeline import SHAPING, Pipeline
 from workflows.settings import Settings
 
 _STAND_INS = {
@@ -41,6 +41,9 @@ def workflow_spec(
     """
     texts = values.texts(pipeline, own, where)
     assigned, _ = values.assign(pipeline, settings.parameters, own)
+    for step in pipeline.steps:
+        for name in set(SHAPING) & set(step.params.model_fields):
+            assigned[step.name][name] = getattr(settings, name)
     for parameter in pipeline.parameters():
         if parameter.name in filled and parameter.field.is_required():
             stand_in = _STAND_INS[type_name(parameter.field)]

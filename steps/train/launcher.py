@@ -48,9 +48,7 @@ def choose(params: TrainParams) -> Launcher:
 
 def refuse_what_it_cannot_serve(params: TrainParams) -> None:
     """Raise UsageError naming every parameter that is wrong or would have no effect."""
-    refused = choose(params).refusals(params)
-    refused += _of_the_scheduler(params)
-    refused += environment(params.env_vars)[1]
+    refused = choose(params).refusals(params) + mistakes(params)
     if refused:
         raise UsageError("\n  ".join(refused))
 
@@ -60,8 +58,9 @@ def _has_cluster() -> bool:
     return in_pod() or any(secrets.environment(key) for key in KUBERNETES_CREDENTIALS.keys)
 
 
-def _of_the_scheduler(params: TrainParams) -> list[str]:
-    refused = []
+def mistakes(params: TrainParams) -> list[str]:
+    """What is wrong with the parameters wherever the training runs."""
+    refused = environment(params.env_vars)[1]
     if params.lr_warmup and params.lr_scheduler == "constant":
         refused.append(
             "--lr-warmup has no effect with --lr-scheduler constant: take constant_with_warmup"
