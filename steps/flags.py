@@ -209,7 +209,7 @@ def parse(
         except argparse.ArgumentError as error:  # of one flag; the others are looked at without it
             problems.append(str(error).removeprefix("argument "))
             spellings = (error.argument_name or "").split("/")
-            left = [word for word in words if word.split("=", 1)[0] not in spellings]
+            left = _without(words, spellings)
             if left == words:
                 raise UsageError(str(error)) from None
             words = left
@@ -222,6 +222,21 @@ def parse(
             problems.append(f"{word!r} belongs to no flag")
         after_unknown = word.startswith("-") and "=" not in word
     return vars(found), problems
+
+
+def _without(words: Sequence[str], spellings: Sequence[str]) -> list[str]:
+    """The words without that flag, and without its value where that is a word of its own."""
+    left, is_value = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in spellings:
+            is_value = not equals
+        elif is_value and not word.startswith("-"):
+            is_value = False
+        else:
+            is_value = False
+            left.append(word)
+    return left
 
 
 def _meant(name: str, known: Sequence[str]) -> str:

@@ -305,6 +305,17 @@ def test_a_dry_run_with_a_cluster_looks_at_the_template_and_sends_nothing(here: 
     assert not here.submitted
 
 
+def test_a_flag_that_is_wrong_is_told_once_and_its_value_not_taken_for_a_word(
+    here: Cluster,
+) -> None:
+    done = here.sft("submit", *DATA, "-o", "xml", "--epochs", "0", "stray")
+    assert done.returncode == 64
+    assert "-o/--output: invalid choice: 'xml'" in done.stderr
+    assert "--epochs: input should be greater than 0" in done.stderr
+    assert "'stray' belongs to no flag" in done.stderr
+    assert "'xml' belongs to no flag" not in done.stderr
+
+
 def test_what_the_train_step_would_refuse_hours_later_is_told_before_anything_is_sent(
     here: Cluster,
 ) -> None:
