@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from steps.params import is_secret
+from steps import flags
+from steps.params import POD, is_secret
 from steps.train.params import WorkerPod
 from tests.argo_controller import ArgoError, Controller, Outcome, again
 from tests.cluster_settings import CLUSTERS, cluster
@@ -291,7 +292,7 @@ def test_parameters_that_only_a_cluster_can_serve_are_refused_by_name_and_not_re
         (143, "DeadlineExceeded", False),
         (-1, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"', False),
         (-1, 'Pod "x" is invalid: spec.containers[0].resources.limits[memory]', False),
-        (-1, "quantities must match the regular expression", False),
+        (-1, "Error applying PodSpecPatch", False),
         (1, "Error (exit code 1)", False),
         (64, "Error (exit code 64)", False),
         (65, "Error (exit code 65)", False),
@@ -421,6 +422,8 @@ def test_a_teams_defaults_are_the_templates() -> None:
     [
         "lots",
         "",
+        " 4",
+        "1_0",
         "1Gi\n",
         '1Gi"',
         '1Gi"\n      securityContext: {privileged: true}\n    x: "',
@@ -431,28 +434,21 @@ def test_a_parameter_writes_no_more_of_a_pods_patch_than_a_quantity(
     value: str, tmp_path: Path
 ) -> None:
     controller = Controller(template("local"), tmp_path)
-    for step, phase, kept in (("train", "02_train", "man"), ("evaluate", "03_eval", "opt")):
-        names = {
-            "memory": f"phase_{phase}_opt_memory",
-            "cpu": f"phase_{phase}_opt_cpu",
-            "gpu": f"phase_{phase}_{kept}_gpu",
-        }
-        plain = controller.scope({"phase_01_dataset_man_data_uri": "/x"})
-        expected = controller.pod(step, plain)[1]
-        given = dict.fromkeys(names.values(), value)
-        scope = controller.scope({"phase_01_dataset_man_data_uri": "/x", **given})
-        patch = controller.pod(step, scope)[1]
-        resources = patch["containers"][0]["resources"]
-        assert resources["requests"] == {
-            "cpu": "cpu is no quantity",
-            "memory": "memory is no quantity",
-        }
-        assert resources["limits"] == {
-            "memory": "memory is no quantity",
-            "nvidia.com/gpu": "gpu is no quantity",
+    plain = controller.scope({"phase_01_dataset_man_data_uri": "/x"})
+    for step in (SFT.step("train"), SFT.step("evaluate")):
+        sizes = {p.name: value for p in SFT.parameters() if p.step is step and p.field_name in POD}
+        expected = controller.pod(step.template, plain)[1]
+        scope = controller.scope({"phase_01_dataset_man_data_uri": "/x", **sizes})
+        patch = controller.pod(step.template, scope)[1]
+        assert patch["containers"][0]["resources"] == {
+            "requests": {"cpu": "500m", "memory": "512Mi"},
+            "limits": {"memory": "512Mi", "nvidia.com/gpu": "0"},
         }
         patch["containers"][0]["resources"] = expected["containers"][0]["resources"]
         assert patch == expected
+        # The pod is large enough for the step to refuse them.
+        _, told = flags.validate(step.params, dict.fromkeys(POD, value))
+        assert {line.partition(":")[0] for line in told} == {"--gpu", "--cpu", "--memory"}
 
 
 def containers(made: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -36,6 +36,7 @@ from steps import flags
 from steps.params import POD, choices, may_hold_secret, type_name
 from steps.secrets import Secret
 from steps.train.params import (
+    COUNT,
     KUBERNETES_CREDENTIALS,
     QUANTITY,
     TRAIN_ENV,
@@ -62,14 +63,17 @@ END, STOP = "end", "stop-training"
 
 # 75 is the steps' own word for "try again"; -1, 137 and 143 are pods that were lost, evicted or
 # killed. What ran out of memory or past its deadline would do so again, and so would a pod that
-# Kubernetes refuses to make (a memory of `lots`), which has no exit code either.
+# cannot be made, which has no exit code either.
 RETRY_WHEN = (
     "asInt(lastRetry.exitCode) == 75 || (asInt(lastRetry.exitCode) in [-1, 137, 143] "
     # A message may end with the step's last lines: only its beginning is Argo's own word.
     "&& not (lastRetry.message matches '^(main: )?(OOMKilled|DeadlineExceeded)|^Pod was active on the node longer') "
     "&& not (asInt(lastRetry.exitCode) == -1 "
-    "&& lastRetry.message matches 'quantities must match|is invalid|PodSecurity'))"
+    "&& lastRetry.message matches '^Error applying PodSpecPatch|is invalid|PodSecurity'))"
 )
+
+_LEAST = {"gpu": "0", "cpu": "500m", "memory": "512Mi"}
+"""What a pod gets whose size is none: enough for its step to refuse it."""
 
 _CA_FILE = "/etc/sft/ca/ca.crt"
 # What the steps' libraries read: OpenSSL and httpx, requests, boto3, skopeo and other Go programs.
@@ -505,13 +509,15 @@ def pod_patch(step: Step, settings: Settings) -> dict[str, Any]:
 
 
 def quantity(step: Step, field_name: str) -> str:
-    """A tag that gives a step's parameter if it is a quantity, and else words that no pod is made with.
+    """A tag that gives a step's parameter if it is a quantity, and else a size for saying so.
 
-    Argo does not hold parameters against anything, so this is all that bounds `argo submit -p`. Some of
-    its versions take an expression apart at the first question mark: there is one.
+    Argo does not hold parameters against anything, so this is all that bounds `argo submit -p`; the step
+    refuses the value at its start, in words. Some versions of Argo take an expression apart at its first
+    question mark: there is one.
     """
     value = tag(step, field_name).strip("{}")
-    return f"{{{{={value} matches '{QUANTITY}' ? {value} : '{field_name} is no quantity'}}}}"
+    pattern = COUNT if field_name == "gpu" else QUANTITY
+    return f"{{{{={value} matches '{pattern}' ? {value} : '{_LEAST[field_name]}'}}}}"
 
 
 def retry(settings: Settings) -> RetryStrategy:

@@ -6,7 +6,7 @@ from pydantic import Field, SecretStr
 
 from steps.params import Cluster, Further, Man, Operational, Place, StepParams
 from steps.secrets import HF_TOKEN, Secret
-from steps.train.params import QUANTITY
+from steps.train.params import QUANTITY, Count
 
 
 class EvaluateParams(StepParams):
@@ -37,7 +37,7 @@ class EvaluateParams(StepParams):
     """Hugging Face token for that model and for data sets of tasks; prefer the secret hf-token."""
     heldout_limit: Further[int] = Field(default=200, ge=-1)
     """Held-out rows to generate answers for; the loss is over all. -1 takes all."""
-    gpu: Further[Cluster[int]] = Field(default=1, ge=0)
+    gpu: Further[Cluster[Count]] = 1
     """GPUs of the evaluation pod."""
     cpu: Further[Cluster[str]] = Field(default="4", pattern=QUANTITY)
     """CPU cores of the evaluation pod: 4, 500m."""

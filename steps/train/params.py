@@ -1,8 +1,17 @@
 """The contract of the train step."""
 
-from typing import ClassVar, Literal
+import re
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SecretStr,
+    model_validator,
+)
 
 from steps.params import (
     Cluster,
@@ -38,9 +47,21 @@ by reference."""
 WORKER = "train-worker"
 """Component of a TrainJob's pods, by their label app.kubernetes.io/component."""
 
+COUNT = r"^[0-9]+$"
 QUANTITY = r"^[0-9]+([.][0-9]+|)(m|k|[MGTPE]|[KMGTPE]i|)$"
-"""A Kubernetes quantity as people write it: 4, 500m, 64Gi. Engines put the pattern into expressions of
-theirs, so it has neither question mark nor backslash."""
+"""A number of things, and a Kubernetes quantity as people write it: 4, 500m, 64Gi. Engines put the patterns
+into expressions of theirs, so they have neither question mark nor backslash."""
+
+
+def _digits(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(COUNT, value):
+        raise ValueError("should be a whole number, written in digits alone")
+    return value
+
+
+Count = Annotated[NonNegativeInt, BeforeValidator(_digits)]
+"""A number that an engine sizes a pod by: written as both read it the same."""
+
 LABEL_KEY = (
     r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
@@ -111,7 +132,7 @@ class TrainParams(StepParams):
     """Rows per optimizer step, over all workers."""
     epochs: Man[PositiveInt] = 1
     """Passes over the training split."""
-    gpu: Man[Cluster[NonNegativeInt]] = 1
+    gpu: Man[Cluster[Count]] = 1
     """GPUs per worker."""
     model: Man[Place[str]] = Field(default="Qwen/Qwen2.5-1.5B-Instruct", min_length=1)
     """Base model: Hugging Face ID, path, pvc:// or oci://."""
