@@ -3,6 +3,13 @@
 Every parameter is the workflow's: a step's command reads it as `{{workflow.parameters.<name>}}`, an
 argument each and no shell, so quotes, newlines and JSON arrive as they were given. What only Argo
 knows (its tags, pods, retries) stays in this module.
+
+workflow_template        the object, and of its spec what holds for all pods
+parameters, volumes      spec.arguments, spec.volumes
+container                templates dataset-download, train, evaluate, register
+picture                  template pipeline, the DAG
+summary, stop, ending    templates summary, stop-training, and end, the DAG of both
+claim                    template claim, where each run has a claim of its own
 """
 
 from collections.abc import Mapping
@@ -96,7 +103,7 @@ def workflow_template(
         name=settings.named(pipeline.name),
         namespace=settings.namespace or None if kind is WorkflowTemplate else None,
         labels=labels(settings),
-        annotations=_described(pipeline.name, pipeline.description),
+        annotations=_title_and_description(pipeline.name, pipeline.description),
         entrypoint=PIPELINE,
         arguments=parameters(settings, pipeline),
         templates=templates,
@@ -114,9 +121,11 @@ def workflow_template(
         pod_metadata=m.Metadata(labels=labels(settings), annotations=settings.annotations or None),
         workflow_metadata=m.WorkflowMetadata(
             labels=labels(settings),
-            annotations=_described(pipeline.title.format_map(_Tags()), pipeline.description),
+            annotations=_title_and_description(
+                pipeline.title.format_map(_Tags()), pipeline.description
+            ),
         ),
-        synchronization=_lock(settings),
+        synchronization=_synchronization(settings),
         metrics=run_metrics(pipeline, settings),
         pod_gc=m.PodGC(
             strategy=settings.cleanup.pods,
@@ -129,9 +138,7 @@ def workflow_template(
     ) as template:
         picture(pipeline, settings)
         if ends_training:
-            with DAG(name=END):
-                Task(name=SUMMARY, template=SUMMARY)
-                Task(name=STOP, template=STOP, when="'{{workflow.status}}' != 'Succeeded'")
+            ending()
     return template
 
 
@@ -248,6 +255,14 @@ def stop(step: Step, settings: Settings) -> Container:
         retry_strategy=retry(settings),
         timeout="15m",
     )
+
+
+def ending() -> DAG:
+    """The exit handler of two parts, side by side; what has succeeded has no training to stop."""
+    with DAG(name=END) as boxes:
+        Task(name=SUMMARY, template=SUMMARY)
+        Task(name=STOP, template=STOP, when="'{{workflow.status}}' != 'Succeeded'")
+    return boxes
 
 
 def claim(settings: Settings) -> Resource:
@@ -433,10 +448,10 @@ def volumes(settings: Settings, pipeline: Pipeline) -> list[Any]:
     """All volumes; a pod gets those that its container mounts."""
     found: list[Any] = [
         ExistingVolume(name="runs", claim_name=_claim_name(settings)),
-        _empty("tmp", settings.scratch),
-        _empty("outputs", "16Mi"),
-        _empty("no-token", "1Mi"),
-        _empty("shm", settings.gpu.shared_memory, medium="Memory"),
+        _empty_dir("tmp", settings.scratch),
+        _empty_dir("outputs", "16Mi"),
+        _empty_dir("no-token", "1Mi"),
+        _empty_dir("shm", settings.gpu.shared_memory, medium="Memory"),
         *(
             ExistingVolume(name=f"claim-{number}", claim_name=name, read_only=True)
             for number, name in enumerate(settings.claims)
@@ -453,7 +468,7 @@ def volumes(settings: Settings, pipeline: Pipeline) -> list[Any]:
     return found
 
 
-def _empty(name: str, size: str, medium: str | None = None) -> EmptyDirVolume:
+def _empty_dir(name: str, size: str, medium: str | None = None) -> EmptyDirVolume:
     return EmptyDirVolume(name=name, medium=medium, size_limit=m.Quantity(root=size))
 
 
@@ -537,7 +552,7 @@ def retry(settings: Settings) -> RetryStrategy:
 
 def run_metrics(pipeline: Pipeline, settings: Settings) -> list[Gauge | Counter]:
     """How long runs take and how they end, on the controller's /metrics."""
-    told = [*_told(pipeline, settings), Label(key="status", value="{{workflow.status}}")]
+    told = [*_metric_labels(pipeline, settings), Label(key="status", value="{{workflow.status}}")]
     prefix = pipeline.name.replace("-", "_")
     return [
         Counter(
@@ -559,7 +574,7 @@ def step_metrics(step: Step, pipeline: Pipeline, settings: Settings) -> list[Gau
         Gauge(
             name=f"sft_{step.name}_{name.replace('-', '_')}",
             help=f"{name} of the last {step.name} step.",
-            labels=_told(pipeline, settings),
+            labels=_metric_labels(pipeline, settings),
             when=f"'{{{{outputs.parameters.{name}}}}}' != ''",
             value=f"{{{{outputs.parameters.{name}}}}}",
             realtime=False,
@@ -568,7 +583,7 @@ def step_metrics(step: Step, pipeline: Pipeline, settings: Settings) -> list[Gau
     ]
 
 
-def _told(pipeline: Pipeline, settings: Settings) -> list[Label]:
+def _metric_labels(pipeline: Pipeline, settings: Settings) -> list[Label]:
     # One controller serves many teams, and a gauge with the same labels would be overwritten.
     return [
         Label(key="namespace", value="{{workflow.namespace}}"),
@@ -583,7 +598,7 @@ class _Tags(dict[str, str]):
         return f"{{{{workflow.parameters.{name}}}}}"
 
 
-def _described(title: str, description: str) -> dict[str, str]:
+def _title_and_description(title: str, description: str) -> dict[str, str]:
     # https://argo-workflows.readthedocs.io/en/latest/title-and-description/
     return {
         "workflows.argoproj.io/title": title,
@@ -603,7 +618,7 @@ def _tolerations(tolerations: list[Toleration]) -> list[m.Toleration] | None:
     return found or None
 
 
-def _lock(settings: Settings) -> m.Synchronization | None:
+def _synchronization(settings: Settings) -> m.Synchronization | None:
     mutexes = [m.Mutex(name=settings.mutex)] if settings.mutex else None
     semaphores = (
         [

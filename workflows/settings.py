@@ -62,7 +62,7 @@ Deadline = Annotated[str, StringConstraints(pattern=_DEADLINE)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
 
-FieldPath = Annotated[str, StringConstraints(pattern=r"^[-\w]+(\.[-\w]+)*$")]
+FieldPath = Annotated[str, StringConstraints(pattern=r"^[-A-Za-z0-9_]+([.][-A-Za-z0-9_]+)*$")]
 """Names of JSON objects' fields, a dot between them."""
 
 _FORMS = {
