@@ -23,7 +23,7 @@ from steps.train.trainjob.patience import Pace
 from tests.servers.kubernetes import KubernetesServer
 from tests.test_train import FAST, TRAIN, workspace_in
 from tests.tiny import make_model
-from tests.trainer import NAMESPACE, Trainer, kinds
+from tests.trainer import JOBSET, NAMESPACE, Trainer, kinds
 
 TOKEN = "a-token"
 METRICS = "training_params_and_metrics_global0.jsonl"
@@ -193,6 +193,21 @@ def test_a_job_at_another_result_ends_before_its_checkpoints_are_forgotten(
     trainer.collect()
     trainer.submitted()
     assert {path.name for path in checkpoints.iterdir()} == {"fingerprint", "job.json"}
+
+
+def test_workers_that_outlive_their_job_end_before_its_checkpoints_are_forgotten(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    trainer = Trainer(api, manifest.name(job[1]))
+    marks = {f"{JOBSET}/jobset-name": trainer.name, f"{JOBSET}/replicatedjob-name": "node"}
+    api.create("pods", {"metadata": {"name": "old", "labels": marks}}, NAMESPACE)
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.end_other, job[0].params, job[1], PACE)
+        # It is not there at the first look, nor are its pods gone at the next.
+        api.wait_for(lambda: api.asked("GET", "/pods") >= 3)
+        assert not step.done()
+        api.delete("pods", "old", NAMESPACE)
+        step.result(60)
 
 
 @pytest.mark.parametrize(
