@@ -150,6 +150,22 @@ def test_a_training_that_is_stopped_and_killed_neither_skips_nor_repeats_a_row(
     assert not checkpoints.partial(job.checkpoints).exists()
 
 
+def test_a_node_that_is_stopped_while_others_are_not_there_ends_at_once(tmp_path: Path) -> None:
+    job = job_at(tmp_path)
+    job.checkpoints.mkdir()
+    job.write(job.file)
+    place = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "nowhere.invalid"}
+    node = start(job, **place)
+    assert node.stderr is not None
+    while "nowhere.invalid" not in (line := node.stderr.readline()) or "starting" in line:
+        assert line  # torchrun has looked for the other node
+    node.send_signal(signal.SIGTERM)
+    code, told = end(node)
+    assert code == 143, told
+    assert "no process has begun" in told
+    assert "terminated; the next attempt goes on" in told
+
+
 def test_ranks_take_as_many_passes_as_one_another_where_rows_are_padded() -> None:
     from instructlab.training.padded_batch_packer import batch_lengths_to_minibatches_padded
 
