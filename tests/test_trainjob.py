@@ -287,6 +287,29 @@ def test_a_complete_job_without_a_model_is_an_error_and_goes(
     assert not trainer.has_job()
 
 
+def test_a_volume_that_is_not_well_for_a_while_ends_nothing(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    trainer, checkpoints = Trainer(api, manifest.name(job[1])), job[0].checkpoints
+    for name in (METRICS, "worker-log.json"):
+        (checkpoints / name).mkdir()  # can be neither read nor written
+    pod = f"{trainer.name}-node-0-0-abcde"
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.train, *job, PACE)
+        trainer.submitted()
+        trainer.make()
+        trainer.run(pod)
+        trainer.log(pod, "a line")
+        api.wait_for(lambda: api.asked("GET", "follow=true"))
+        seen = api.asked("GET", "watch=true")
+        api.wait_for(lambda: step.done() or api.asked("GET", "watch=true") > seen + 1)
+        (checkpoints / METRICS).rmdir()
+        train_to(checkpoints, steps=2, rows=16)
+        job[0].model.mkdir()
+        trainer.complete()
+        assert len(step.result(60)) == 2
+
+
 def test_a_job_that_may_not_be_deleted_is_told_with_the_command_that_does(
     api: KubernetesServer, job: tuple[Job, Run], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -73,6 +73,29 @@ class Container:
 
 
 @dataclass
+class Overload:
+    """Requests that are too many: from the first on refused until its Retry-After is over."""
+
+    method: str
+    part: str
+    seconds: int
+    until: float = 0.0
+    refused: int = 0
+
+    def refuse(self, method: str, target: str) -> None:
+        """Raise the refusal of one of them."""
+        if method != self.method or self.part not in target:
+            return
+        now = time.monotonic()
+        self.until = self.until or now + self.seconds
+        if now < self.until:
+            self.refused += 1
+            # Of priority and fairness; no Status.
+            words = "Too many requests, please try again later.\n"
+            raise Refusal(429, "", words, {"Retry-After": str(self.seconds)})
+
+
+@dataclass
 class KubernetesServer:
     """A server that knows some kinds; with a `token` it wants that one."""
 
@@ -96,6 +119,7 @@ class KubernetesServer:
         self._oldest = 0
         self._cuts = 0
         self._failures: list[list[Any]] = []
+        self._overloads: list[Overload] = []
         self._is_down = False
         self._http = Http(self, self.tls)
         return self
@@ -185,6 +209,11 @@ class KubernetesServer:
         """Answer the next requests whose target has `part` with this status; 0 drops them."""
         self._failures.append([method, part, status, times, headers])
 
+    def overload(self, method: str, part: str, seconds: int) -> Overload:
+        """Answer 429 to the next such request, and to all that do not wait as long as it says."""
+        self._overloads.append(Overload(method, part, seconds))
+        return self._overloads[-1]
+
     def lose(self, method: str, part: str) -> None:
         """Do what the next such request asks, and drop it without an answer."""
         self._failures.append([method, part, -1, 1, {}])
@@ -224,6 +253,8 @@ class KubernetesServer:
             self.requests.append((method, target))
             self.changed.notify_all()
             lost = False
+            for overload in self._overloads:
+                overload.refuse(method, target)
             for failure in self._failures:
                 if failure[0] == method and failure[1] in target and failure[3]:
                     failure[3] -= 1

@@ -73,7 +73,12 @@ def _run(cluster: "Cluster", job: Job, run: Run, pace: Pace) -> None:
     with progress("training", job.steps, "steps") as shown:
 
         def show() -> None:
-            if last := instructlab.latest(job):
+            try:
+                last = instructlab.latest(job)
+            except OSError as error:  # the next look may find the volume well again
+                log.debug("%s", error)
+                return
+            if last:
                 rate = f"{last.tokens_per_second:,.0f}"
                 shown.update(last.step, loss=f"{last.loss:.4f}", tokens_per_second=rate)
 
