@@ -27,12 +27,13 @@ from tests.trainer import JOBSET, NAMESPACE, Trainer, kinds
 
 TOKEN = "a-token"
 METRICS = "training_params_and_metrics_global0.jsonl"
+STEP = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
 POD = {"spec": {"containers": [{"name": "node"}]}}
 RUNTIME = {
     "metadata": {"name": "training-hub"},
     "spec": {
         "mlPolicy": {"torch": {}},
-        "template": {"spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": POD}}}]}},
+        "template": {"spec": {"replicatedJobs": [{"name": "node", "template": {"metadata": {"labels": STEP}, "spec": {"template": POD}}}]}},
     },
 }  # fmt: skip
 PACE = Pace(look=1, first_wait=0.02, results=0.0)

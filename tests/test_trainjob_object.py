@@ -239,8 +239,9 @@ def test_resources_are_asked_for_as_they_are_limited(tmp_path: Path) -> None:
 def test_workers_find_the_job_the_volume_and_one_another(tmp_path: Path) -> None:
     job = made(tmp_path, workers=2)
     assert job["spec"]["trainer"]["image"] == "quay.io/team/sft-train:1"
-    assert job["spec"]["trainer"]["command"] == [
-        *("python", "-m", "steps.train.worker"),
+    assert job["spec"]["trainer"]["command"] == ["python", "-m", "steps.train.worker"]
+    # Or those of the runtime would come after the command.
+    assert job["spec"]["trainer"]["args"] == [
         str(tmp_path / "runs/nightly/checkpoints/job.json"),
     ]
     pod = pod_of(job)["spec"]

@@ -296,6 +296,7 @@ class KubernetesServer:
         body: bytes,
     ) -> Object | Iterator[Object | bytes]:
         if verb == "list":
+            self._refuse_fields(kind, query)
             return (
                 self._watch(kind, namespace, query)
                 if "watch" in query
@@ -352,12 +353,19 @@ class KubernetesServer:
             if plural == kind.plural and namespace in ("", place) and _selected(obj, query)
         ]
 
+    def _refuse_fields(self, kind: Kind, query: dict[str, str]) -> None:
+        """Of a custom resource only two fields can be selected by."""
+        for field_, _ in _pairs(query, "fieldSelector"):
+            if "." in kind.group and field_ not in ("metadata.name", "metadata.namespace"):
+                raise Refusal(400, "BadRequest", f"field label not supported: {field_}")
+
     def _list(self, kind: Kind, namespace: str, query: dict[str, str]) -> Object:
         items = self._matching(kind, namespace, query)
         start, limit = int(query.get("continue", 0)), int(query.get("limit", 0) or len(items))
         metadata: Object = {"resourceVersion": str(next(self._versions))}
         if start + limit < len(items):
             metadata["continue"] = str(start + limit)
+            metadata["remainingItemCount"] = len(items) - start - limit
         return {
             "apiVersion": f"{kind.group}/{kind.version}",
             "kind": f"{kind.kind}List",
@@ -516,7 +524,10 @@ class KubernetesServer:
         obj, options = self._find(kind, namespace, name), options or {}
         uid = obj["metadata"]["uid"]
         if (options.get("preconditions") or {}).get("uid") not in (None, uid):
-            message = f"the UID in the precondition does not match the UID in record: {uid}"
+            message = (
+                f'Operation cannot be fulfilled on {kind.plural}.{kind.group} "{name}": Precondition '
+                f"failed: UID in precondition: {options['preconditions']['uid']}, UID in object meta: {uid}"
+            )
             raise Refusal(409, "Conflict", message)
         finalizers = obj["metadata"].get("finalizers", [])
         if options.get("propagationPolicy") == "Foreground":
@@ -551,6 +562,7 @@ def _checked(value: Any, schema: Object, path: str, unknown: list[str], wrong: l
     if not isinstance(value, kind) or is_number_for_bool:
         wrong.append(f"{path}: Invalid value: must be of type {schema['type']}")
         return value
+    wrong.extend(f"{path}: Invalid value: {problem}" for problem in _out_of_bounds(value, schema))
     if isinstance(value, list) and "items" in schema:
         return [
             _checked(item, schema["items"], f"{path}[{place}]", unknown, wrong)
@@ -570,6 +582,22 @@ def _checked(value: Any, schema: Object, path: str, unknown: list[str], wrong: l
     missing = [name for name in schema.get("required", []) if name not in value]
     wrong.extend(f"{path}.{name}: Required value".lstrip(".") for name in missing)
     return kept
+
+
+def _out_of_bounds(value: Any, schema: Object) -> Iterator[str]:
+    """What a value of the right type is not allowed to be."""
+    if "enum" in schema and value not in schema["enum"]:
+        yield f"supported values: {schema['enum']}"
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        yield f"should match '{schema['pattern']}'"
+    if isinstance(value, (int, float)) and value < schema.get("minimum", value):
+        yield f"should be greater than or equal to {schema['minimum']}"
+    if isinstance(value, (str, list)):
+        least, most = (("minLength", "maxLength"), ("minItems", "maxItems"))[
+            isinstance(value, list)
+        ]
+        if not schema.get(least, 0) <= len(value) <= schema.get(most, len(value)):
+            yield f"its length must be from {schema.get(least, 0)} to {schema.get(most)}"
 
 
 def _merged(target: Any, patch: Any) -> Any:
