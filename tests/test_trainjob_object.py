@@ -420,7 +420,6 @@ def test_a_reserved_key_of_the_secret_is_refused(monkeypatch: pytest.MonkeyPatch
     [
         ({"fsdp_sharding": "NO_SHARD"}, "NO_SHARD: every GPU holds the whole model"),
         ({"fsdp_sharding": "HYBRID_SHARD"}, "HYBRID_SHARD shards within a worker"),
-        ({"train_batch": 2}, "--train-batch 2 has fewer rows than there are GPUs \\(4\\)"),
         ({"gpu": 4, "num_procs": "2"}, "--num-procs 2 leaves 2 of a worker's GPUs idle"),
     ],
 )

@@ -66,8 +66,7 @@ def _run(cluster: "Cluster", job: Job, run: Run, pace: Pace) -> None:
     from steps.train import instructlab
     from steps.train.trainjob import follow
 
-    for note in limits.notes(job.params):
-        log.warning("%s", note)
+    limits.tell(job.params)
     job.write(job.file)
     sent = Patience(pace).ask(lambda: _rendered(cluster, job, run), pace.submission)
     with progress("training", job.steps, "steps") as shown:
