@@ -118,6 +118,7 @@ def test_a_node_of_several_is_told_where_the_others_are(tmp_path: Path) -> None:
         "--master-addr=job-node-0-0.job",
         "--master-port=29501",
         "--nproc-per-node=8",
+        "--rdzv-conf=timeout=604800",
     } < set(words)
     assert "--standalone" not in words
 

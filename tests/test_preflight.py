@@ -284,10 +284,12 @@ def test_a_step_without_a_dry_run_has_no_such_flag(tmp_path: Path) -> None:
     ("api", "key"), [("v2.1", "podTemplateOverrides"), ("v2.2", "runtimePatches")]
 )
 def test_the_trainjob_is_described_without_a_cluster_where_its_shape_is_named(
-    tmp_path: Path, api: str, key: str
+    tmp_path: Path, api: str, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = run_in(tmp_path)
-    told = plan.describe(job_of(run, trainer_api=api, workers=3), run)
+    params: dict[str, Any] = {"trainer_api": api, "workers": 3, "fsdp_sharding": "HYBRID_SHARD"}
+    told = plan.describe(job_of(run, **params), run)
+    assert "HYBRID_SHARD shards within a worker" in caplog.text  # before anything is sent
     object_ = yaml.safe_load(told)
     assert object_["kind"] == "TrainJob"
     assert object_["spec"]["trainer"]["numNodes"] == 3

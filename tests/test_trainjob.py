@@ -23,16 +23,17 @@ from steps.train.trainjob.patience import Pace
 from tests.servers.kubernetes import KubernetesServer
 from tests.test_train import FAST, TRAIN, workspace_in
 from tests.tiny import make_model
-from tests.trainer import NAMESPACE, Trainer, kinds
+from tests.trainer import JOBSET, NAMESPACE, Trainer, kinds
 
 TOKEN = "a-token"
 METRICS = "training_params_and_metrics_global0.jsonl"
+STEP = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
 POD = {"spec": {"containers": [{"name": "node"}]}}
 RUNTIME = {
     "metadata": {"name": "training-hub"},
     "spec": {
         "mlPolicy": {"torch": {}},
-        "template": {"spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": POD}}}]}},
+        "template": {"spec": {"replicatedJobs": [{"name": "node", "template": {"metadata": {"labels": STEP}, "spec": {"template": POD}}}]}},
     },
 }  # fmt: skip
 PACE = Pace(look=1, first_wait=0.02, results=0.0)
@@ -195,6 +196,21 @@ def test_a_job_at_another_result_ends_before_its_checkpoints_are_forgotten(
     assert {path.name for path in checkpoints.iterdir()} == {"fingerprint", "job.json"}
 
 
+def test_workers_that_outlive_their_job_end_before_its_checkpoints_are_forgotten(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    trainer = Trainer(api, manifest.name(job[1]))
+    marks = {f"{JOBSET}/jobset-name": trainer.name, f"{JOBSET}/replicatedjob-name": "node"}
+    api.create("pods", {"metadata": {"name": "old", "labels": marks}}, NAMESPACE)
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.end_other, job[0].params, job[1], PACE)
+        # It is not there at the first look, nor are its pods gone at the next.
+        api.wait_for(lambda: api.asked("GET", "/pods") >= 3)
+        assert not step.done()
+        api.delete("pods", "old", NAMESPACE)
+        step.result(60)
+
+
 @pytest.mark.parametrize(
     ("wrong", "arguments", "code", "told"),
     [
@@ -270,6 +286,29 @@ def test_a_complete_job_without_a_model_is_an_error_and_goes(
             step.result(60)
     trainer.collect()
     assert not trainer.has_job()
+
+
+def test_a_volume_that_is_not_well_for_a_while_ends_nothing(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    trainer, checkpoints = Trainer(api, manifest.name(job[1])), job[0].checkpoints
+    for name in (METRICS, "worker-log.json"):
+        (checkpoints / name).mkdir()  # can be neither read nor written
+    pod = f"{trainer.name}-node-0-0-abcde"
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.train, *job, PACE)
+        trainer.submitted()
+        trainer.make()
+        trainer.run(pod)
+        trainer.log(pod, "a line")
+        api.wait_for(lambda: api.asked("GET", "follow=true"))
+        seen = api.asked("GET", "watch=true")
+        api.wait_for(lambda: step.done() or api.asked("GET", "watch=true") > seen + 1)
+        (checkpoints / METRICS).rmdir()
+        train_to(checkpoints, steps=2, rows=16)
+        job[0].model.mkdir()
+        trainer.complete()
+        assert len(step.result(60)) == 2
 
 
 def test_a_job_that_may_not_be_deleted_is_told_with_the_command_that_does(

@@ -349,7 +349,9 @@ def test_a_token_that_is_refused_names_the_secret_at_the_first_question(
         find(cluster)
 
 
-JOB: Object = {"template": {"spec": {"template": {"spec": {"containers": [{"name": "other"}]}}}}}
+POD: Object = {"spec": {"template": {"spec": {"containers": [{"name": "other"}]}}}}
+STEP = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+JOB: Object = {"template": POD | {"metadata": {"labels": STEP}}}
 
 
 @pytest.mark.parametrize(
@@ -363,6 +365,10 @@ JOB: Object = {"template": {"spec": {"template": {"spec": {"containers": [{"name
         (
             {"template": {"spec": {"replicatedJobs": [{"name": "node", **JOB}]}}},
             "no container 'node'",
+        ),
+        (
+            {"template": {"spec": {"replicatedJobs": [{"name": "node", "template": POD}]}}},
+            "'node' has no label trainer.kubeflow.org/trainjob-ancestor-step=trainer",
         ),
         (
             {
@@ -589,5 +595,5 @@ def test_only_a_run_that_was_stopped_takes_its_trainjob_with_it(
     server.collect(PLURAL, job["metadata"]["name"])
     again = stopped(server, run, ARGO_STOP)
     assert (again.returncode, "has no TrainJob" in again.stderr) == (0, True)
-    server.fail("DELETE", PLURAL, 503)
+    server.fail("GET", PLURAL, 503)
     assert stopped(server, run, ARGO_STOP).returncode == 75

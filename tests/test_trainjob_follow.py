@@ -16,9 +16,11 @@ from steps.errors import ConfigError, CredentialsError, DataError, StepError, Tr
 from steps.train.params import TrainParams
 from steps.train.trainjob import follow, objects
 from steps.train.trainjob.cluster import Cluster, connect
+from steps.train.trainjob.failure import Stop, cause
 from steps.train.trainjob.follow import Limits
 from steps.train.trainjob.manifest import Object
 from steps.train.trainjob.patience import Pace
+from steps.train.trainjob.worker_log import Lines
 from tests.servers.kubernetes import KubernetesServer
 from tests.trainer import JOBSET, NAMESPACE, Trainer, condition, kinds
 
@@ -221,23 +223,23 @@ def test_an_api_server_that_is_gone_for_a_while_is_waited_for(here: Here) -> Non
 def test_a_watch_that_has_expired_is_opened_anew(here: Here) -> None:
     step, _ = here.running()
     here.api.wait_for(lambda: here.api.asked("GET", "watch=true"))
+    told = here.heard.count("WARNING")
     here.api.fail("GET", "watch=true", 410)
     known = here.api.asked("GET", "watch=true")
     here.api.forget()
     here.api.wait_for(lambda: here.api.asked("GET", "watch=true") >= known + 2)
     here.trainer.complete()
     step.result(60)
-    assert here.heard.count("WARNING") == 0
+    assert here.heard.count("WARNING") == told
 
 
 def test_a_server_that_is_asked_too_much_is_left_alone_for_as_long_as_it_says(here: Here) -> None:
-    here.api.fail("POST", "/trainjobs", 429, Retry_After="1")
-    here.api.fail("GET", "/pods", 429, Retry_After="1")
-    begun = datetime.now(UTC)
+    overloads = [here.api.overload(*each, 1) for each in (("POST", "/trainjobs"), ("GET", "/pods"))]
     step, _ = here.running()
-    assert datetime.now(UTC) - begun >= timedelta(seconds=2)
     here.trainer.complete()
     step.result(60)
+    # Whoever asks earlier than told is refused again.
+    assert [overload.refused for overload in overloads] == [1, 1]
 
 
 def test_a_submission_whose_answer_is_lost_makes_no_second_job(here: Here) -> None:
@@ -282,6 +284,15 @@ def test_a_credential_that_ends_leaves_the_job_to_the_next_attempt(here: Here, s
     assert here.api.created("trainjobs") == 1
 
 
+def test_an_answer_that_is_none_of_a_cluster_tells_that_the_job_goes_on(here: Here) -> None:
+    step, _ = here.running()
+    here.api.fail("GET", "/trainjobs?fieldSelector", 404)  # as by what stands in between
+    error = end_of(step)
+    assert isinstance(error, ConfigError)
+    assert "goes on without this step; the next attempt attaches to it" in str(error)
+    assert here.trainer.has_job()
+
+
 def test_a_job_that_is_deleted_by_hand_is_made_anew_by_the_next_attempt(here: Here) -> None:
     step, _ = here.running()
     here.api.delete("trainjobs", NAME, NAMESPACE)
@@ -289,6 +300,25 @@ def test_a_job_that_is_deleted_by_hand_is_made_anew_by_the_next_attempt(here: He
     assert isinstance(error, TransientError)
     assert "was deleted while it ran" in str(error)
     step, _ = here.running()
+    here.trainer.complete()
+    step.result(60)
+
+
+def test_a_job_whose_workers_have_ended_is_not_told_to_start(here: Here) -> None:
+    step, (pod,) = here.running()
+    begun = here.heard.count("is starting")
+    here.trainer.end(pod, 0)
+    here.heard.wait_for("has no worker left that runs")
+    here.trainer.complete()
+    step.result(60)
+    assert here.heard.count("is starting") == begun
+
+
+def test_a_job_that_no_controller_sees_is_told(here: Here) -> None:
+    step = here.follow()
+    here.trainer.submitted()
+    here.heard.wait_for("nothing has been made of it yet: does the controller of Kubeflow Trainer")
+    here.trainer.make()
     here.trainer.complete()
     step.result(60)
 
@@ -402,6 +432,7 @@ def test_a_worker_that_fails_fails_the_step_as_if_it_had_run_here(
     assert words in str(caught)
     assert "FailedJobs: jobset failed due to one or more job failures" in str(caught)
     assert "\n  what went before\n  what went wrong" in str(caught)
+    assert "goes on without this step" not in str(caught)
     # It holds no GPU, and people may look at it.
     assert here.trainer.has_job()
 
@@ -418,6 +449,16 @@ def test_a_worker_out_of_memory_is_told_with_what_to_raise(here: Here) -> None:
     assert "the memory of 64Gi was not enough: raise --memory" in str(error)
     assert "node 0" in str(error)
     assert "\n  loading" in str(error)
+
+
+def test_nodes_that_waited_for_the_one_that_is_gone_are_not_the_cause() -> None:
+    at = datetime.now(UTC)
+    gone = Stop("a", 3, at, 137, "OOMKilled", "")
+    # INSTRUCTLAB_NCCL_TIMEOUT_MS is 10 minutes by default.
+    waited = Stop("b", 0, at + timedelta(minutes=11), 1, "Error", "collective operation timeout")
+    assert cause([waited, gone]) == gone
+    restarted = Stop("a", 3, at - timedelta(hours=9), 65, "Error", "of an attempt before")
+    assert cause([waited, restarted, gone]) == gone
 
 
 def test_an_evicted_worker_is_tried_again_later(here: Here) -> None:
@@ -670,6 +711,15 @@ def test_long_lines_cut_letters_and_bars_come_out_whole(here: Here) -> None:
         "without an end",
     ]
     assert "WARNING node 0 | of our own" in here.heard.lines
+
+
+def test_what_the_kubelet_says_at_each_look_is_told_once() -> None:
+    told: list[str] = []
+    lines, words = Lines(), b"failed to create fsnotify watcher: too many open files\n"
+    for _ in range(3):
+        lines.begin()
+        told += lines.feed(words)
+    assert told == [words.decode().strip()]
 
 
 def test_times_of_lines_never_show(here: Here) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from steps import logs
 from steps.errors import ConfigError
 from steps.tokens import ChatTokenizer
 from steps.train import checkpoints, cpu, instructlab
@@ -24,6 +25,7 @@ from steps.train.node import Node, this_node
 from steps.train.params import TrainParams
 from steps.train.rank import _alike_on_all_ranks
 from steps.train.tokenize import write_tokens
+from steps.train.worker import leave_message
 from tests.conftest import ROOT
 from tests.test_training_cpu import write_chats
 from tests.tiny import CHATML, make_model
@@ -148,6 +150,37 @@ def test_a_training_that_is_stopped_and_killed_neither_skips_nor_repeats_a_row(
     assert kept >= {"epoch-1", "samples-40", "model", "state-000000076"}
     assert ".partial" not in kept
     assert not checkpoints.partial(job.checkpoints).exists()
+
+
+def test_a_node_that_is_stopped_while_others_are_not_there_ends_at_once(tmp_path: Path) -> None:
+    job = job_at(tmp_path)
+    job.checkpoints.mkdir()
+    job.write(job.file)
+    place = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "nowhere.invalid"}
+    node = start(job, **place)
+    assert node.stderr is not None
+    while "nowhere.invalid" not in (line := node.stderr.readline()) or "starting" in line:
+        assert line  # torchrun has looked for the other node
+    node.send_signal(signal.SIGTERM)
+    code, told = end(node)
+    assert code == 143, told
+    assert "no process has begun" in told
+    assert "terminated; the next attempt goes on" in told
+
+
+def test_a_node_leaves_the_first_line_of_its_end_for_the_pods_status(tmp_path: Path) -> None:
+    path = tmp_path / "termination-log"
+    logs.hide("a-long-secret")
+    leave_message("no pod", path)
+    assert not path.exists()
+    path.touch()
+    leave_message("the key a-long-secret is wrong: renew it\n  line of the log", path)
+    assert path.read_text() == "the key ********** is wrong: renew it"
+    leave_message("x" * 5000, path)
+    assert path.stat().st_size == 4096  # Kubernetes keeps no more
+    path.unlink()
+    path.mkdir()
+    leave_message("what cannot be written is not worth another failure", path)
 
 
 def test_ranks_take_as_many_passes_as_one_another_where_rows_are_padded() -> None:

@@ -38,6 +38,9 @@ _LINES_SHOWN = 20
 _BYTES_OF_LAST_LINES = 1 << 16
 _SECONDS_TO_SAVE = 600
 """To end a step and write the state; who has less time (a pod being drained) is killed earlier."""
+_SECONDS_TO_MEET = 7 * 24 * 3600
+"""For all nodes to be there. By itself torchrun gives up after 15 minutes, as where one of them has to
+wait for room or for its image; how long a job may hold its GPUs is its deadline's to say."""
 _KILLED = re.compile(r"exitcode\s*:\s*-9\b")
 
 
@@ -167,6 +170,7 @@ def _meeting(node: Node) -> list[str]:
         "--rdzv-backend=static",
         f"--master-addr={node.address}",
         f"--master-port={node.port}",
+        f"--rdzv-conf=timeout={_SECONDS_TO_MEET}",
     ]
 
 
@@ -243,7 +247,6 @@ def _run(words: list[str], job: Job, folder: Path, level: int = logging.DEBUG) -
             _follow(worker, job)
         except (KeyboardInterrupt, Terminated):
             stopped = True
-            log.info("stopping: the state after this step is kept first")
             _stop(worker, folder)
             if not _has_ended(folder, job):
                 raise
@@ -259,8 +262,15 @@ def _run(words: list[str], job: Job, folder: Path, level: int = logging.DEBUG) -
 
 
 def _stop(worker: "subprocess.Popen[str]", folder: Path) -> None:
-    """Have the processes keep their state and end; a second signal ends them at once."""
+    """Have the processes keep their state and end; a second signal ends them at once.
+
+    So does the first where there is no process yet, because other nodes are not there.
+    """
     try:
+        if not (folder / rank.BEGUN).exists():
+            log.info("stopping: no process has begun")
+            raise Terminated
+        log.info("stopping: the state after this step is kept first")
         (folder / rank.STOP).touch()
         worker.wait(_SECONDS_TO_SAVE)
     except (KeyboardInterrupt, Terminated, subprocess.TimeoutExpired):

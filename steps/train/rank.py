@@ -41,7 +41,8 @@ LIBRARY = "instructlab.training.main_ds"
 FOLDER = "SFT_NODE_FOLDER"
 """Environment variable: a folder of this node, in which its processes are asked to stop and tell how
 they ended."""
-STOP = "stop"
+BEGUN, STOP = "begun", "stop"
+"""Files in that folder: a process is there; all shall stop."""
 
 
 def main(job: Job, flags: list[str], folder: Path) -> None:
@@ -286,6 +287,7 @@ def _known(error: Exception) -> StepError | None:
 
 if __name__ == "__main__":
     scratch = Path(os.environ[FOLDER])
+    (scratch / BEGUN).touch()
     try:
         main(Job.read(Path(sys.argv[1])), sys.argv[2:], scratch)
     except Exception as error:

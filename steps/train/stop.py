@@ -7,14 +7,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from steps import logs
 from steps.entrypoint import Run
 from steps.errors import StepError
 from steps.params import Bound
 from steps.train.params import TrainParams
-from steps.train.trainjob.manifest import GROUP, PLURAL, VERSION, name
+from steps.train.trainjob.manifest import name
 
 log = logging.getLogger("steps.train.stop")  # run as __main__
 
@@ -48,29 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _delete(params: TrainParams, run: Run) -> None:
-    from kubernetes import client
-
-    from steps.errors import NotThereError
-    from steps.train.trainjob.cluster import TIMEOUT, connect
+    from steps.train.trainjob import objects
+    from steps.train.trainjob.cluster import connect
 
     cluster = connect(params, run.bound.namespace)
-    api: Any = client.CustomObjectsApi(cluster.api)
-    try:
-        with cluster.errors(f"delete TrainJob {name(run)}"):
-            api.delete_namespaced_custom_object(
-                GROUP,
-                VERSION,
-                cluster.namespace,
-                PLURAL,
-                name(run),
-                # It stays until its workers have kept a last checkpoint: a retry waits for that.
-                body={"propagationPolicy": "Foreground"},
-                _request_timeout=TIMEOUT,
-            )
-    except NotThereError:
+    job, _ = objects.find(cluster, name(run))
+    if job is None:
         log.info("the run was stopped, and has no TrainJob")
-    else:
-        log.info("the run was stopped: its TrainJob %s is deleted", name(run))
+        return
+    # It stays until its workers have kept a last checkpoint: a retry waits for that.
+    objects.delete(cluster, job)
+    log.info("the run was stopped: its TrainJob %s is deleted", name(run))
 
 
 if __name__ == "__main__":

@@ -45,11 +45,16 @@ def main(argv: list[str], environ: Mapping[str, str]) -> None:
 def _fail(told: object, code: int) -> NoReturn:
     """Leave with the code, and the message where Kubernetes looks for it."""
     log.error("%s", told)
-    first = logs.redact(str(told)).partition("\n")[0]
-    if TERMINATION_LOG.exists():
-        with contextlib.suppress(OSError):  # a courtesy: never a reason to fail otherwise
-            TERMINATION_LOG.write_bytes(first.encode()[:_MOST_BYTES])
+    leave_message(told)
     sys.exit(code)
+
+
+def leave_message(told: object, path: Path = TERMINATION_LOG) -> None:
+    """Leave the first line for the pod's status, where there is such a file."""
+    first = logs.redact(str(told)).partition("\n")[0]
+    if path.exists():
+        with contextlib.suppress(OSError):  # a courtesy: never a reason to fail otherwise
+            path.write_bytes(first.encode()[:_MOST_BYTES])
 
 
 def _terminate(_number: int, _frame: object) -> NoReturn:

@@ -73,6 +73,29 @@ class Container:
 
 
 @dataclass
+class Overload:
+    """Requests that are too many: from the first on refused until its Retry-After is over."""
+
+    method: str
+    part: str
+    seconds: int
+    until: float = 0.0
+    refused: int = 0
+
+    def refuse(self, method: str, target: str) -> None:
+        """Raise the refusal of one of them."""
+        if method != self.method or self.part not in target:
+            return
+        now = time.monotonic()
+        self.until = self.until or now + self.seconds
+        if now < self.until:
+            self.refused += 1
+            # Of priority and fairness; no Status.
+            words = "Too many requests, please try again later.\n"
+            raise Refusal(429, "", words, {"Retry-After": str(self.seconds)})
+
+
+@dataclass
 class KubernetesServer:
     """A server that knows some kinds; with a `token` it wants that one."""
 
@@ -96,6 +119,7 @@ class KubernetesServer:
         self._oldest = 0
         self._cuts = 0
         self._failures: list[list[Any]] = []
+        self._overloads: list[Overload] = []
         self._is_down = False
         self._http = Http(self, self.tls)
         return self
@@ -185,6 +209,11 @@ class KubernetesServer:
         """Answer the next requests whose target has `part` with this status; 0 drops them."""
         self._failures.append([method, part, status, times, headers])
 
+    def overload(self, method: str, part: str, seconds: int) -> Overload:
+        """Answer 429 to the next such request, and to all that do not wait as long as it says."""
+        self._overloads.append(Overload(method, part, seconds))
+        return self._overloads[-1]
+
     def lose(self, method: str, part: str) -> None:
         """Do what the next such request asks, and drop it without an answer."""
         self._failures.append([method, part, -1, 1, {}])
@@ -224,6 +253,8 @@ class KubernetesServer:
             self.requests.append((method, target))
             self.changed.notify_all()
             lost = False
+            for overload in self._overloads:
+                overload.refuse(method, target)
             for failure in self._failures:
                 if failure[0] == method and failure[1] in target and failure[3]:
                     failure[3] -= 1
@@ -265,6 +296,7 @@ class KubernetesServer:
         body: bytes,
     ) -> Object | Iterator[Object | bytes]:
         if verb == "list":
+            self._refuse_fields(kind, query)
             return (
                 self._watch(kind, namespace, query)
                 if "watch" in query
@@ -321,12 +353,19 @@ class KubernetesServer:
             if plural == kind.plural and namespace in ("", place) and _selected(obj, query)
         ]
 
+    def _refuse_fields(self, kind: Kind, query: dict[str, str]) -> None:
+        """Of a custom resource only two fields can be selected by."""
+        for field_, _ in _pairs(query, "fieldSelector"):
+            if "." in kind.group and field_ not in ("metadata.name", "metadata.namespace"):
+                raise Refusal(400, "BadRequest", f"field label not supported: {field_}")
+
     def _list(self, kind: Kind, namespace: str, query: dict[str, str]) -> Object:
         items = self._matching(kind, namespace, query)
         start, limit = int(query.get("continue", 0)), int(query.get("limit", 0) or len(items))
         metadata: Object = {"resourceVersion": str(next(self._versions))}
         if start + limit < len(items):
             metadata["continue"] = str(start + limit)
+            metadata["remainingItemCount"] = len(items) - start - limit
         return {
             "apiVersion": f"{kind.group}/{kind.version}",
             "kind": f"{kind.kind}List",
@@ -485,7 +524,10 @@ class KubernetesServer:
         obj, options = self._find(kind, namespace, name), options or {}
         uid = obj["metadata"]["uid"]
         if (options.get("preconditions") or {}).get("uid") not in (None, uid):
-            message = f"the UID in the precondition does not match the UID in record: {uid}"
+            message = (
+                f'Operation cannot be fulfilled on {kind.plural}.{kind.group} "{name}": Precondition '
+                f"failed: UID in precondition: {options['preconditions']['uid']}, UID in object meta: {uid}"
+            )
             raise Refusal(409, "Conflict", message)
         finalizers = obj["metadata"].get("finalizers", [])
         if options.get("propagationPolicy") == "Foreground":
@@ -520,6 +562,7 @@ def _checked(value: Any, schema: Object, path: str, unknown: list[str], wrong: l
     if not isinstance(value, kind) or is_number_for_bool:
         wrong.append(f"{path}: Invalid value: must be of type {schema['type']}")
         return value
+    wrong.extend(f"{path}: Invalid value: {problem}" for problem in _out_of_bounds(value, schema))
     if isinstance(value, list) and "items" in schema:
         return [
             _checked(item, schema["items"], f"{path}[{place}]", unknown, wrong)
@@ -539,6 +582,22 @@ def _checked(value: Any, schema: Object, path: str, unknown: list[str], wrong: l
     missing = [name for name in schema.get("required", []) if name not in value]
     wrong.extend(f"{path}.{name}: Required value".lstrip(".") for name in missing)
     return kept
+
+
+def _out_of_bounds(value: Any, schema: Object) -> Iterator[str]:
+    """What a value of the right type is not allowed to be."""
+    if "enum" in schema and value not in schema["enum"]:
+        yield f"supported values: {schema['enum']}"
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        yield f"should match '{schema['pattern']}'"
+    if isinstance(value, (int, float)) and value < schema.get("minimum", value):
+        yield f"should be greater than or equal to {schema['minimum']}"
+    if isinstance(value, (str, list)):
+        least, most = (("minLength", "maxLength"), ("minItems", "maxItems"))[
+            isinstance(value, list)
+        ]
+        if not schema.get(least, 0) <= len(value) <= schema.get(most, len(value)):
+            yield f"its length must be from {schema.get(least, 0)} to {schema.get(most)}"
 
 
 def _merged(target: Any, patch: Any) -> Any:

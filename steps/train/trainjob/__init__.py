@@ -66,14 +66,18 @@ def _run(cluster: "Cluster", job: Job, run: Run, pace: Pace) -> None:
     from steps.train import instructlab
     from steps.train.trainjob import follow
 
-    for note in limits.notes(job.params):
-        log.warning("%s", note)
+    limits.tell(job.params)
     job.write(job.file)
     sent = Patience(pace).ask(lambda: _rendered(cluster, job, run), pace.submission)
     with progress("training", job.steps, "steps") as shown:
 
         def show() -> None:
-            if last := instructlab.latest(job):
+            try:
+                last = instructlab.latest(job)
+            except OSError as error:  # the next look may find the volume well again
+                log.debug("%s", error)
+                return
+            if last:
                 rate = f"{last.tokens_per_second:,.0f}"
                 shown.update(last.step, loss=f"{last.loss:.4f}", tokens_per_second=rate)
 

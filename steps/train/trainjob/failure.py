@@ -39,7 +39,9 @@ _LOST = (
     "Terminated",
     "UnexpectedAdmissionError",
 )
-_TOGETHER = timedelta(minutes=10)
+_TOGETHER = timedelta(minutes=20)
+"""Between an end and those it brings with it: nodes that wait for the one that is gone give up after
+the 10 minutes of INSTRUCTLAB_NCCL_TIMEOUT_MS, and take some to end."""
 
 
 @dataclass(frozen=True)

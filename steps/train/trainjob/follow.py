@@ -10,10 +10,8 @@ from typing import Any, TypeVar
 
 from steps.errors import (
     ConfigError,
-    CredentialsError,
     ForbiddenError,
     StepError,
-    Terminated,
     TransientError,
 )
 from steps.quantities import duration
@@ -62,9 +60,11 @@ def run(
     following = _Following(cluster, job, limits, bookmark, show, pace)
     try:
         return following.to_the_end()
-    except CredentialsError as error:
-        raise type(error)(f"{error}; {following.left}") from error
-    except (KeyboardInterrupt, Terminated):
+    except BaseException as error:
+        if following.is_over:
+            raise
+        if isinstance(error, StepError):
+            raise type(error)(f"{error}; {following.left}") from error
         log.warning("%s", following.left)
         raise
     finally:
@@ -88,7 +88,10 @@ class _Following:
     _spent: timedelta = timedelta(0)
     """Running time before the pods of now: a queue may take them away and give others."""
     _since: datetime | None = None
+    _begun: float = field(default_factory=time.monotonic)
     _failing_since: float | None = None
+    is_over: bool = False
+    """Whether the job has ended, or was made to."""
 
     def __post_init__(self) -> None:
         self._patience = Patience(self.pace)
@@ -112,6 +115,7 @@ class _Following:
             self._note_stops(pods or ())
             phase = state.phase(job, pods)
             if phase in ("complete", "failed"):
+                self.is_over = True
                 self.log.finish()
             self._tell_phase(phase, pods)
             if phase == "complete":
@@ -154,6 +158,7 @@ class _Following:
     def _refuse_deleted(self, job: Object | None) -> None:
         uid = self.job["metadata"]["uid"]
         if job is None or job["metadata"]["uid"] != uid or job["metadata"].get("deletionTimestamp"):
+            self.is_over = True
             self.log.stop()
             raise TransientError(
                 f"{self._title} was deleted while it ran; the next attempt makes it anew and goes on "
@@ -178,6 +183,7 @@ class _Following:
             "suspended": "is suspended: it waits for its turn",
             "starting": "is starting",
             "running": f"runs{count}",
+            "ending": "has no worker left that runs",
             "complete": "is complete",
             "failed": "failed",
         }
@@ -187,8 +193,12 @@ class _Following:
         stop = failure.cause(self._stops)
         reached = (state.condition(self.job, "Failed") or {}).get("reason") == "DeadlineExceeded"
         if reached:  # its pods may live on
-            self._patience.ask(lambda: objects.delete(self.cluster, self.job))
+            self._delete()
         return failure.error(self.job, self._title, self.limits.memory, stop, self._tail)
+
+    def _delete(self) -> None:
+        self._patience.ask(lambda: objects.delete(self.cluster, self.job))
+        self.is_over = True
 
     def _tail(self, stop: Stop) -> list[str]:
         """The last lines of the worker that failed."""
@@ -213,7 +223,7 @@ class _Following:
         self._since = since
         spent = self._spent + (now - since if since else timedelta(0))
         if since and spent.total_seconds() >= self.limits.running:
-            self._patience.ask(lambda: objects.delete(self.cluster, self.job))
+            self._delete()
             raise ConfigError(
                 f"{self._title} has run for {duration(spent.total_seconds())} and is past its "
                 "deadline; it was deleted: raise --deadline, then run the same command to go on from "
@@ -231,6 +241,9 @@ class _Following:
             )
             or []
         )
+        silent = phase == "starting" and not (found or pods or state.has_begun(self.job))
+        if silent and time.monotonic() - self._begun >= self.pace.creation:
+            found.append(obstacles.NOTHING_MADE)
         for obstacle in found:
             if obstacle.key not in self._told:
                 self._told.add(obstacle.key)
@@ -246,5 +259,5 @@ class _Following:
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         if now - self._failing_since >= self.pace.creation:
-            self._patience.ask(lambda: objects.delete(self.cluster, self.job))
+            self._delete()
             raise ConfigError(f"{self._title} cannot be run, and was deleted: {failed[-1].message}")

@@ -1,5 +1,6 @@
 """What cannot be served by a TrainJob, told before anything is sent, each with the parameter to change."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from steps.quantities import amount
 from steps.train.params import LABEL_KEY, LABEL_VALUE, TRAIN_ENV, TRAIN_ENV_PREFIX, TrainParams
 from steps.train.trainjob.manifest import QUEUE, RESERVED, pairs, processes
 from steps.train.variables import environment
+
+log = logging.getLogger(__name__)
 
 _OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _OTHERS = ("batch.kubernetes.io/", "jobset.sigs.k8s.io/", "trainer.kubeflow.org/")
@@ -32,6 +35,12 @@ def refusals(params: TrainParams) -> list[str]:
     ]
 
 
+def tell(params: TrainParams) -> None:
+    """Warn of what works, but perhaps not as it was meant."""
+    for note in notes(params):
+        log.warning("%s", note)
+
+
 def notes(params: TrainParams) -> list[str]:
     """What works, but perhaps not as it was meant."""
     found = []
@@ -42,11 +51,6 @@ def notes(params: TrainParams) -> list[str]:
         found.append(
             "--fsdp-sharding HYBRID_SHARD shards within a worker, and each has one process: every "
             "GPU holds the whole model and its optimizer; FULL_SHARD would divide them"
-        )
-    if params.train_batch < gpus:
-        found.append(
-            f"--train-batch {params.train_batch} has fewer rows than there are GPUs ({gpus}): the "
-            "others wait at each step"
         )
     if processes(params) < params.gpu:
         found.append(

@@ -130,6 +130,8 @@ class TrainJob(_Part):
     processes: PositiveInt
     image: str = Field(min_length=1, max_length=500)
     command: list[str]
+    args: list[str] = Field(min_length=1)
+    """Never left out: the runtime's own would follow our command."""
     env: list[Object]
     resources: dict[str, str]
     pod: Pod
@@ -148,6 +150,7 @@ class TrainJob(_Part):
             "trainer": {
                 "image": self.image,
                 "command": self.command,
+                "args": self.args,
                 "env": self.env,
                 # Without these two Trainer gives the workers no PET_* variables, or counts the CPUs.
                 "numNodes": self.nodes,
@@ -205,7 +208,8 @@ def train_job(job: Job, run: Run, runtime: Runtime, owner: Object | None = None)
         nodes=params.workers,
         processes=processes(params),
         image=run.bound.worker_image,
-        command=["python", "-m", "steps.train.worker", _literal(str(job.checkpoints / "job.json"))],
+        command=["python", "-m", "steps.train.worker"],
+        args=[_literal(str(job.file))],
         env=_env(params, run, pod),
         resources={
             "cpu": params.cpu,

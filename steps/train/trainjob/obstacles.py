@@ -34,6 +34,11 @@ class Obstacle:
         return re.sub(r"\d+", "#", str(self))
 
 
+NOTHING_MADE = Obstacle(
+    "nothing has been made of it yet", "", "does the controller of Kubeflow Trainer run?"
+)
+
+
 def of_pods(pods: Iterable[Object]) -> Iterator[Obstacle]:
     """Pods that find no node, and containers that cannot start."""
     for pod in pods:

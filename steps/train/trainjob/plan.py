@@ -7,7 +7,7 @@ from steps import quantities
 from steps.entrypoint import Run
 from steps.train.backend import Job, Place
 from steps.train.params import TrainParams
-from steps.train.trainjob import manifest
+from steps.train.trainjob import limits, manifest
 from steps.train.trainjob.manifest import Runtime
 
 
@@ -28,6 +28,7 @@ def describe(job: Job, run: Run) -> str:
     import yaml
 
     params = job.params
+    limits.tell(params)
     if params.trainer_api == "auto":
         from steps.train.trainjob import cluster, runtimes
 

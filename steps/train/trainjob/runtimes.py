@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 _SERVED: dict[str, Api] = {"runtimePatches": "v2.2", "podTemplateOverrides": "v2.1"}
 """Field of a TrainJob by the shape that it tells."""
+_STEP = "trainer.kubeflow.org/trainjob-ancestor-step"
+"""Label of the replicated job that Trainer gives the training's image and command to."""
 _POLICIES = ("mpi", "jax", "xgboost", "flux")
 
 
@@ -123,7 +125,7 @@ def _list(cluster: Cluster, kind: str) -> list[Object]:
 def _check(runtime: Object, where: str) -> None:
     """Raise ConfigError for a runtime whose pods are not one group of training nodes."""
     spec = runtime["spec"]
-    policies = [policy for policy in _POLICIES if policy in spec.get("mlPolicy", {})]
+    policies = [policy for policy in _POLICIES if policy in (spec.get("mlPolicy") or {})]
     if policies:
         raise ConfigError(
             f"{where}: is made for {policies[0]}, not for torch: choose another --runtime"
@@ -140,6 +142,12 @@ def _check(runtime: Object, where: str) -> None:
         raise ConfigError(
             f"{where}: runs {others} beside the training, which need what this pipeline does itself: "
             "choose another --runtime"
+        )
+    labels = (jobs[0]["template"].get("metadata") or {}).get("labels") or {}
+    if labels.get(_STEP) != "trainer":
+        raise ConfigError(
+            f"{where}: its replicated job {NODE!r} has no label {_STEP}=trainer, without which Trainer "
+            "runs what the runtime says and not the training: choose another --runtime"
         )
     pod = jobs[0]["template"]["spec"]["template"]["spec"]
     if all(container["name"] != NODE for container in pod.get("containers", [])):

@@ -11,7 +11,7 @@ from typing import Literal
 from steps.train.trainjob.manifest import NODE, Object
 from steps.train.trainjob.objects import time_of
 
-Phase = Literal["complete", "failed", "suspended", "starting", "running"]
+Phase = Literal["complete", "failed", "suspended", "starting", "running", "ending"]
 
 
 def phase(job: Object, pods: Iterable[Object] | None) -> Phase:
@@ -24,7 +24,10 @@ def phase(job: Object, pods: Iterable[Object] | None) -> Phase:
         return "suspended"
     if pods is None:
         return "running" if any(each.get("ready") for each in _jobs(job)) else "starting"
-    return "running" if any(is_running(pod) for pod in pods) else "starting"
+    workers = list(pods)
+    if any(map(is_running, workers)):
+        return "running"
+    return "ending" if workers and all(map(is_over, workers)) else "starting"
 
 
 def condition(obj: Object, type_: str) -> Object | None:

@@ -62,11 +62,15 @@ def remove(cluster: Cluster, job: Object, pace: Pace) -> None:
 def remove_other(cluster: Cluster, name: str, fingerprint: str, pace: Pace) -> None:
     """Delete the TrainJob of that name where it makes another result, and wait as `remove` does.
 
-    Its workers would go on to write among the checkpoints, at their end too.
+    Its workers would go on to write among the checkpoints, at their end too; so would those of one
+    that is gone already, which are waited for.
     """
     job, _ = Patience(pace).ask(lambda: objects.find(cluster, name), pace.submission)
-    found = ((job or {}).get("metadata") or {}).get("annotations") or {}
-    if job is not None and found.get(FINGERPRINT, fingerprint) != fingerprint:
+    if job is None:
+        _wait_until_gone(cluster, name, None, pace)
+        return
+    found = job["metadata"].get("annotations") or {}
+    if found.get(FINGERPRINT, fingerprint) != fingerprint:
         log.warning(
             "%s was made for another result: deleted, with its checkpoints", title(cluster, job)
         )

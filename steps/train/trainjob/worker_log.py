@@ -50,6 +50,7 @@ class Lines:
         """The lines of that second."""
         self._repeated: Counter[str] = Counter()
         self._buffer = b""
+        self._kubelet = ""
 
     def begin(self) -> None:
         """The log is read from `since`, so that the lines of that second come once more."""
@@ -75,8 +76,11 @@ class Lines:
         text = text.rstrip("\r").rpartition("\r")[2].rstrip()  # a bar as it stood at last
         try:
             second = datetime.fromisoformat(stamp).replace(microsecond=0)
-        except ValueError:  # the kubelet's own words
-            yield f"{stamp} {text}".rstrip()
+        except ValueError:  # the kubelet's own words, which it says again whenever it is asked
+            words = f"{stamp} {text}".rstrip()
+            if words != self._kubelet:
+                self._kubelet = words
+                yield words
             return
         line = f"{stamp} {text}"
         if self._repeated[line]:
@@ -219,15 +223,18 @@ class WorkerLog:
             log.log(logging.getLevelNamesMapping()[level], "node 0 | %s", text)
 
     def _recall(self) -> None:
-        if not self._bookmark.exists():
+        try:
+            told: dict[str, Any] = json.loads(self._bookmark.read_text(encoding="utf-8"))
+        except OSError as error:
+            log.debug("%s", error)
             return
-        told: dict[str, Any] = json.loads(self._bookmark.read_text(encoding="utf-8"))
         if told["job"] == self._job["metadata"]["uid"]:
             self._pod, self._restarts, self._done = told["pod"], told["restarts"], told["done"]
             since = datetime.fromisoformat(told["since"]) if told["since"] else None
             self._lines = Lines(since, told["recent"])
 
     def _leave_bookmark(self) -> None:
+        """For an attempt after this one; a volume that does not take it ends nothing."""
         lines = self._lines
         told = {
             "job": self._job["metadata"]["uid"],
@@ -237,4 +244,7 @@ class WorkerLog:
             "since": lines.since.isoformat() if lines.since else None,
             "recent": list(lines.recent.elements()),
         }
-        files.write(self._bookmark, json.dumps(told))
+        try:
+            files.write(self._bookmark, json.dumps(told))
+        except OSError as error:
+            log.debug("%s", error)
