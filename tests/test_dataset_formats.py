@@ -134,6 +134,19 @@ def test_arrow_that_was_cut_off_between_two_batches_is_not_taken_for_whole(
         prepare(tmp_path / "run", path)
 
 
+def test_arrow_without_a_dictionary_that_it_refers_to_is_a_broken_file(tmp_path: Path) -> None:
+    texts = pa.array(["q"]).dictionary_encode()
+    table = pa.table({"instruction": texts, "output": texts})
+    whole = pa.BufferOutputStream()
+    with pa.ipc.new_stream(whole, table.schema) as out:
+        out.write_table(table)
+    schema, first, _, batch = pa.ipc.MessageReader.open_stream(whole.getvalue())
+    messages = b"".join(one.serialize() for one in (schema, first, first, batch))
+    (tmp_path / "in.arrow").write_bytes(messages + b"\xff\xff\xff\xff\0\0\0\0")
+    with pytest.raises(DataError, match=r"in\.arrow: broken: .*with id"):
+        prepare(tmp_path / "run", tmp_path / "in.arrow")
+
+
 @pytest.mark.parametrize("name", ["array.json", "table.csv", "table.parquet", "table.arrow"])
 def test_long_rows_are_taken_few_at_a_time(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

@@ -62,8 +62,6 @@ def pieces(name: str, path: Path) -> Iterator[Block | Range]:
             yield from _ranges(path)
         else:
             yield from _READERS[found](name, path, compression)
-    except (ValueError, NotImplementedError, csv.Error) as error:  # the first two are pyarrow's
-        raise DataError(f"{name}: broken: {error}; copy or download it again") from error
     except MemoryError as error:
         raise DataError(
             f"{name}: too large for the memory, or broken so that it seems to be"
@@ -73,6 +71,11 @@ def pieces(name: str, path: Path) -> Iterator[Block | Range]:
             raise
         # pyarrow's, of what it unpacks.
         raise DataError(f"{name}: broken: {error}; copy or download it again") from error
+    except Exception as error:
+        arrow = sys.modules.get("pyarrow")  # its own errors are also KeyError, TypeError and others
+        if isinstance(error, ValueError) or (arrow and isinstance(error, arrow.ArrowException)):
+            raise DataError(f"{name}: broken: {error}; copy or download it again") from error
+        raise
 
 
 def _compression(path: Path) -> str | None:
