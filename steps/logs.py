@@ -99,6 +99,8 @@ def set_up(step: str, level: str) -> None:
     logging.getLogger("steps").setLevel(level)
     # Says of every saved model with tied weights that it left one copy out.
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # Its warnings quote addresses whole: a presigned link's signature, and those of redirects.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(
         logging.WARNING if level == "DEBUG" else logging.ERROR
