@@ -223,6 +223,8 @@ def set_up_libraries() -> None:
         "PYDANTIC_DISABLE_PLUGINS": "__all__",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        # Its warnings, of attempts that it repeats, go past our log, with signed links in them.
+        "HF_HUB_VERBOSITY": "error",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",

@@ -1,6 +1,7 @@
 """Log lines for a collector, without secrets: to standard error and to the run's own log file."""
 
 import logging
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,10 @@ _hidden: set[str] = set()
 _SHORTEST_SECRET = 4
 
 
+# Libraries quote the links that servers redirect to; a presigned link's query is a credential.
+_QUERY = re.compile(r"""(https?://[^\s?'"<>]*)\?[^\s'"<>)]*""")
+
+
 def hide(value: str) -> None:
     """Never show this value again, in whatever line it turns up."""
     if len(value) >= _SHORTEST_SECRET:
@@ -21,10 +26,10 @@ def hide(value: str) -> None:
 
 
 def redact(text: str) -> str:
-    """The text without the values that were hidden."""
+    """The text without the values that were hidden, and without queries of links."""
     for value in _hidden:
         text = text.replace(value, "**********")
-    return text
+    return _QUERY.sub(r"\1?**********", text)
 
 
 def public_uri(uri: str) -> str:

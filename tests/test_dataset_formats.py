@@ -55,6 +55,10 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "lines.jsonl.zst": lambda path: path.write_bytes(
         pa.compress(jsonl(ROWS), "zstd", asbytes=True)
     ),
+    "pzstd.jsonl.zst": lambda path: path.write_bytes(
+        # A skippable frame goes before each frame: its length, and then the size of what follows.
+        b"\x50\x2a\x4d\x18\x04\0\0\0size" + pa.compress(jsonl(ROWS), "zstd", asbytes=True)
+    ),
     "no-suffix": lambda path: path.write_bytes(jsonl(ROWS)),
     "wrong-suffix.jsonl": lambda path: path.write_bytes(gzip.compress(jsonl(ROWS))),
     "table.csv": as_csv(","),
@@ -94,6 +98,75 @@ def test_tool_calls_come_out_of_parquet_without_nulls_of_other_rows(tmp_path: Pa
     for row in table[:2]:
         row["messages"][1]["content"] = ""
     assert rows(tmp_path / "run") == table
+
+
+def test_text_that_a_table_holds_as_bytes_is_text(tmp_path: Path) -> None:
+    table = pa.table({"instruction": [b"q", b"q", b"\xe9"], "output": [b"a", "é".encode(), b"a"]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    prepare(tmp_path / "run", tmp_path / "in.parquet", on_invalid="skip", data_split=1.0)
+    assert rows(tmp_path / "run") == [{"messages": turns("q", a)} for a in ("a", "é")]
+    [rejected] = read(tmp_path / "run" / "dataset" / "rejected.jsonl")
+    assert rejected["reason"].startswith("not UTF-8: byte 0xe9")
+
+
+def test_a_cell_too_many_is_no_part_of_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("instruction,output\nq,Hello, world\nq,a,,\n")
+    prepare(tmp_path / "run", path, on_invalid="skip", data_split=1.0)
+    assert rows(tmp_path / "run") == [{"messages": turns("q", "a")}]
+    [rejected] = read(tmp_path / "run" / "dataset" / "rejected.jsonl")
+    assert rejected["reason"].startswith("more cells than columns")
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_arrow_that_was_cut_off_between_two_batches_is_not_taken_for_whole(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "in.arrow"
+    table = pa.Table.from_pylist(ROWS)
+    new = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as out:
+        out.write_table(table.slice(0, 700))
+        whole = file.tell()
+        out.write_table(table.slice(700))
+    path.write_bytes(path.read_bytes()[:whole])
+    with pytest.raises(DataError, match=r"in\.arrow: broken: its end is missing"):
+        prepare(tmp_path / "run", path)
+
+
+def test_arrow_without_a_dictionary_that_it_refers_to_is_a_broken_file(tmp_path: Path) -> None:
+    texts = pa.array(["q"]).dictionary_encode()
+    table = pa.table({"instruction": texts, "output": texts})
+    whole = pa.BufferOutputStream()
+    with pa.ipc.new_stream(whole, table.schema) as out:
+        out.write_table(table)
+    schema, first, _, batch = pa.ipc.MessageReader.open_stream(whole.getvalue())
+    messages = b"".join(one.serialize() for one in (schema, first, first, batch))
+    (tmp_path / "in.arrow").write_bytes(messages + b"\xff\xff\xff\xff\0\0\0\0")
+    with pytest.raises(DataError, match=r"in\.arrow: broken: .*with id"):
+        prepare(tmp_path / "run", tmp_path / "in.arrow")
+
+
+@pytest.mark.parametrize("name", ["array.json", "table.csv", "table.parquet", "table.arrow"])
+def test_long_rows_are_taken_few_at_a_time(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    long = [chat(f"{number}" * (PIECE // 2)) for number in range(10, 20)]
+    table = pa.table({"messages": [json.dumps(row["messages"]) for row in long]})
+    if name == "table.arrow":
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+            out.write_table(table)
+    elif name == "table.parquet":
+        pq.write_table(table, path)
+    elif name == "table.csv":
+        with path.open("w", newline="") as text:
+            csv.writer(text).writerows(
+                [["messages"], *([json.dumps(row["messages"])] for row in long)]
+            )
+    else:
+        path.write_text(json.dumps(long))
+    assert max(len(piece.rows()) for piece in reader.pieces(name, path)) == 1
+    prepare(tmp_path / "run", path, data_split=1.0)
+    assert rows(tmp_path / "run") == long
 
 
 def test_columns_of_json_are_read(tmp_path: Path) -> None:
@@ -158,7 +231,15 @@ def test_a_row_of_absurd_length_is_refused_and_the_rest_read(tmp_path: Path, pac
         ("in.json", b"[]", "the data set is empty"),
         ("in.jsonl", b"\n \n", "the data set is empty"),
         ("in.csv", b"messages\n", "the data set is empty"),
-        ("in.csv", b"messages\n\xff\xfe\n", r"in\.csv: row 1: "),
+        ("in.csv", b"messages\n\xff\xfe\n", r"in\.csv: row 1: not UTF-8: byte 0xff"),
+        (
+            "in.csv",
+            b'output,instruction\na,"q\nb,r\n',
+            r"in\.csv:3: broken: unexpected end of data",
+        ),
+        ("in.csv", b'output,instruction\na,"a "q" b"\n', r"in\.csv:2: broken: ',' expected"),
+        ("in.csv", b"output,instruction,output\na,q,b\n", "2 columns are named 'output'"),
+        ("in.json", b'{\n "data": [\n {"messages": []}\n]}', "a JSON object over several lines"),
     ],
 )
 def test_a_broken_file_is_one_clear_error(

@@ -116,6 +116,28 @@ def test_a_server_without_ranges_is_read_from_the_start_again(tmp_path: Path) ->
     assert rows(tmp_path) == ROWS
 
 
+def test_a_server_that_gives_less_than_the_range_is_asked_for_the_rest(
+    tmp_path: Path, server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steps.retries.FIRST_WAIT", 0.0)
+    content = jsonl(ROWS)
+    line = content.index(b"\n", 2000) + 1  # the piece ends with a row, so no row shows the loss
+    sent = {
+        "ETag": f'"{hashlib.md5(content).hexdigest()}"',
+        "Content-Range": f"bytes 1000-{line - 1}/{len(content)}",
+    }
+    server.answer(PATH, Answer(cut=1000), Answer(206, sent, content[1000:line]))
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+    assert ranges(server) == ["", "bytes=1000-", f"bytes={line}-"]
+
+
+def test_a_redirect_to_what_is_no_address_is_a_data_error(tmp_path: Path, server: Files) -> None:
+    server.answer(PATH, Answer(302, {"Location": "http://[s1gned/"}))
+    with pytest.raises(DataError, match="it redirects to what is no address"):
+        prepare(tmp_path, server.url + PATH)
+
+
 def test_a_server_that_always_drops_at_the_same_place_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +265,19 @@ def test_the_signature_of_a_presigned_link_is_shown_nowhere(tmp_path: Path, serv
     assert not [text for text in shown if "0123456789abcdef" in text]
     record = json.loads((tmp_path / "run" / "dataset.json").read_text())
     assert record["details"]["source"]["files"][0]["name"] == server.url + PATH
+
+
+def test_headers_that_are_none_do_not_bring_the_signature_to_the_log(
+    tmp_path: Path, server: Files
+) -> None:
+    server.files["/far.jsonl"] = jsonl(ROWS)
+    wrong = {"no header": "here\r\n at all"}
+    server.answer(PATH, Answer(302, {"Location": "/far.jsonl?signature=f%2far", **wrong}))
+    server.answer("/far.jsonl", Answer(content=jsonl(ROWS), headers=wrong))
+    done = command(tmp_path, f"{server.url}{PATH}?signature=n%2fear")
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path) and len(server.requests) == 2
+    assert "signature" not in done.stderr
 
 
 def test_several_links_are_told_apart_by_what_must_not_be_shown(

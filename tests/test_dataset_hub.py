@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.dataset_runs import chat, command, rows, write
-from tests.servers.hub import STRANGER, Hub
+from tests.servers.hub import SIGNATURE, STRANGER, Hub
 
 ROWS = [chat(number) for number in range(6)]
 TOKEN = "hf_accepted"
@@ -216,6 +216,23 @@ def test_a_hub_that_fails_for_now_is_asked_again(hub: Hub, tmp_path: Path) -> No
     hub.fail(429, 2)
     done = run(hub, tmp_path, "hf://org/plain")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_signature_of_the_hubs_links_is_shown_nowhere(hub: Hub, tmp_path: Path) -> None:
+    hub.cdn_failures[:] = [500, 404]
+    shown = [run(hub, tmp_path, "hf://org/splits", "--verbosity=DEBUG") for _ in range(3)]
+    assert [done.returncode for done in shown] == [75, 65, 0]
+    assert "404 Not Found" in shown[1].stderr
+    logged = (tmp_path / "logs" / "dataset.log").read_text()
+    assert not [text for text in [*(done.stderr for done in shown), logged] if SIGNATURE in text]
+
+
+def test_what_is_repeated_by_the_hubs_client_shows_no_signature(hub: Hub, tmp_path: Path) -> None:
+    hub.cdn_failures[:] = [429]
+    done = run(hub, tmp_path, "hf://org/splits")
+    assert done.returncode == 0, done.stderr
+    assert not hub.cdn_failures
+    assert SIGNATURE not in done.stderr
 
 
 def test_what_lies_here_by_the_same_name_is_suggested_before_the_hub_is_asked(

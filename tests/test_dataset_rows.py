@@ -38,7 +38,10 @@ def refusal(tmp_path: Path, row: Any) -> str:
             "missing 'messages' or 'conversations' field; the row has the keys: text, id",
         ),
         ({"messages": []}, "'messages' is empty"),
-        ({"messages": None}, "missing 'messages' or 'conversations' field"),
+        (
+            {"messages": None, "id": 1},
+            "missing 'messages' or 'conversations' field; the row has the keys: messages (null), id",
+        ),
         ({"messages": "hello"}, "messages must be a list, not text"),
         ({"messages": [3]}, "messages[0] must be an object, not a number"),
         ({"messages": [{"content": "x"}]}, "messages[0]: no 'role'; it has the keys: content"),

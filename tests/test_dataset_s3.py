@@ -185,6 +185,12 @@ class Failing(BaseHTTPRequestHandler):
     asked: list[str]
     checksum = ""
     """Kind of the checksum that is sent; else the ETag is one."""
+    parts = False
+    """Whether the object was uploaded in parts: its ETag is no digest of the whole."""
+    bare = False
+    """Whether neither length nor ETag are sent."""
+    ranges = True
+    """Whether Range is heeded."""
 
     def do_GET(self) -> None:
         self.asked.append(self.headers.get("Range", ""))
@@ -194,19 +200,23 @@ class Failing(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if self.ranges else 0
         body = self.content[start:]
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        if self.checksum:  # an object uploaded in parts: the ETag is no digest of the whole
+        if self.bare:
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        if self.parts:
             self.send_header("ETag", '"9bb58f26192e4ba00f01e2e7b136bbd8-2"')
+        elif not self.bare:
+            self.send_header("ETag", f'"{hashlib.md5(self.content).hexdigest()}"')
+        if self.checksum:
             size = 8 if self.checksum == "crc64nvme" else 4
             value = getattr(checksums, self.checksum)(self.content).to_bytes(size, "big")
             sent = base64.b64encode(value).decode()
             self.send_header(f"x-amz-checksum-{self.checksum}", sent)
             self.send_header("x-amz-checksum-type", "FULL_OBJECT")
-        else:
-            self.send_header("ETag", f'"{hashlib.md5(self.content).hexdigest()}"')
         if start:
             total = len(self.content)
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
@@ -255,6 +265,34 @@ def test_a_dropped_download_goes_on_where_it_stopped(
     assert failing.asked == ["", "", "bytes=500-"]
 
 
+def test_a_server_that_heeds_no_range_is_read_from_the_start_again(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.parts, failing.ranges = True, False
+    failing.plan[:] = ["serve", "drop"]
+    prepare(tmp_path, URI, data_split=1.0, deduplicate="none")
+    assert rows(tmp_path) == ROWS
+    assert failing.asked == ["", "", "bytes=500-"]
+
+
+def test_a_server_that_tells_neither_length_nor_etag_is_read(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.bare = True
+    result = prepare(tmp_path, URI, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+    assert result.details["source"]["files"][0]["etag"] is None
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"])
+def test_an_endpoint_or_region_that_is_none_is_a_configuration_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "http://not a host")
+    with pytest.raises(ConfigError, match="check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION"):
+        check(tmp_path, URI)
+
+
 @pytest.mark.parametrize(
     ("checksum", "told"),
     [
@@ -266,7 +304,7 @@ def test_a_dropped_download_goes_on_where_it_stopped(
 def test_bytes_that_do_not_fit_their_checksum_are_fetched_again(
     tmp_path: Path, failing: type[Failing], checksum: str, told: str
 ) -> None:
-    failing.checksum = checksum
+    failing.checksum, failing.parts = checksum, bool(checksum)
     failing.plan[:] = ["serve", "lie"]
     prepare(tmp_path / "a", URI, data_split=1.0)
     assert rows(tmp_path / "a") == ROWS

@@ -25,6 +25,8 @@ _KEYS = {
     "alpaca": ("instruction", "output"),
 }
 """What a row of each schema has; where several fit, the first counts."""
+SURPLUS = "cells beyond the header"
+"""The key under which a table's row has more cells than there are columns."""
 
 Role = Literal["system", "user", "assistant", "function", "tool"]
 ROLES = ("system", "user", "assistant", "function", "tool")
@@ -216,6 +218,8 @@ def _read_closely(row: bytes, schema: Schema) -> _Chat:
         raise Fault(f"a row must be a JSON object, not {_kind(msgspec.Raw(row.lstrip()))}")
     found = _decode_fields(row)
     fields = {name: raw for name, raw in found.items() if not _is_null(raw)}
+    if SURPLUS in fields:
+        raise Fault("more cells than columns: a cell with the separator in it must stand in quotes")
     messages = _messages(fields, found, schema)
     roles = tuple(message["role"] for message in messages)
     if problem := _order(roles):
@@ -281,7 +285,7 @@ def _messages(fields: Fields, keys: Iterable[str], schema: Schema) -> list[dict[
             if schema == "auto"
             else f"{' and '.join(map(repr, _KEYS[schema]))} for the schema {schema}"
         )
-        listed = ", ".join(keys) or "none"
+        listed = ", ".join(key if key in fields else f"{key} (null)" for key in keys) or "none"
         raise Fault(f"missing {wanted}; the row has the keys: {listed[:300]}")
     if found == "prompt_completion":
         turns = _part(fields, "prompt", "user") + _part(fields, "completion", "assistant")

@@ -11,12 +11,13 @@ import json
 import mmap
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum, auto
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from steps.dataset.chats import SURPLUS
 from steps.dataset.pieces import LONGEST_ROW, PIECE, Block, Range
 from steps.errors import DataError
 
@@ -25,10 +26,13 @@ COLUMNS = ("messages", "conversations", "prompt", "completion", "instruction", "
 """What some schema reads: Parquet files need not be read beyond it."""
 
 _ROWS = 500
-"""Rows of a piece where rows have no bytes of their own."""
+"""Rows of a table that are taken at a time, where they are short."""
 _HEAD = 64 << 10
 
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2",
+                 b"\x50\x2a\x4d\x18": "zstd"}  # fmt: skip  # the last is pzstd's, before each frame
+_ARROW_FILE = b"ARROW1"
+_ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _OTHERS = {b"PK\x03\x04": "a zip archive", b"\xfd7zXZ": "compressed by xz", b"%PDF": "a PDF",
            b"7z\xbc\xaf": "a 7z archive", codecs.BOM_UTF16_LE: "UTF-16 text",
            codecs.BOM_UTF16_BE: "UTF-16 text"}  # fmt: skip
@@ -58,8 +62,6 @@ def pieces(name: str, path: Path) -> Iterator[Block | Range]:
             yield from _ranges(path)
         else:
             yield from _READERS[found](name, path, compression)
-    except (ValueError, NotImplementedError, csv.Error) as error:  # the first two are pyarrow's
-        raise DataError(f"{name}: broken: {error}; copy or download it again") from error
     except MemoryError as error:
         raise DataError(
             f"{name}: too large for the memory, or broken so that it seems to be"
@@ -69,6 +71,11 @@ def pieces(name: str, path: Path) -> Iterator[Block | Range]:
             raise
         # pyarrow's, of what it unpacks.
         raise DataError(f"{name}: broken: {error}; copy or download it again") from error
+    except Exception as error:
+        arrow = sys.modules.get("pyarrow")  # its own errors are also KeyError, TypeError and others
+        if isinstance(error, ValueError) or (arrow and isinstance(error, arrow.ArrowException)):
+            raise DataError(f"{name}: broken: {error}; copy or download it again") from error
+        raise
 
 
 def _compression(path: Path) -> str | None:
@@ -101,7 +108,7 @@ def _format(name: str, head: bytes) -> Format:
             raise DataError(f"{name}: it is {what}: give JSON lines, JSON, Parquet, CSV or Arrow")
     if head.startswith(b"PAR1"):
         return Format.PARQUET
-    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+    if head.startswith((_ARROW_FILE, b"\xff\xff\xff\xff")):
         return Format.ARROW
     if _PAGE.match(text):
         raise DataError(
@@ -112,6 +119,11 @@ def _format(name: str, head: bytes) -> Format:
         return Format(ending)
     if text.startswith(b"["):
         return Format.ARRAY
+    if text.startswith((b"{\n", b"{\r\n")):
+        raise DataError(
+            f"{name}: it is a JSON object over several lines, not rows: give a list of rows, or one "
+            "row a line"
+        )
     if not text or text.startswith(b"{") or ending in ("json", "jsonl", "ndjson"):
         return Format.LINES
     header = text.partition(b"\n")[0].decode(errors="replace")
@@ -162,21 +174,37 @@ def _array(name: str, path: Path, compression: str | None) -> Iterator[Block]:
         line = data[:at].count(b"\n") + 1
         raise DataError(f"{name}:{line}: the JSON array is broken: {error}") from error
     share = path.stat().st_size // max(len(rows), 1)
-    for chunk in _chunks(rows):
-        yield Block([bytes(row) for row in chunk], share * len(chunk), "row")
+    for lines in _grouped(map(bytes, rows)):
+        yield Block(lines, share * len(lines), "row")
 
 
 def _csv(name: str, path: Path, compression: str | None) -> Iterator[Block]:
     separator = "\t" if _format(name, _head(path, compression)) is Format.TSV else ","
     csv.field_size_limit(sys.maxsize)  # the default, 128 KB, is less than a long chat
     file, position = _open(path, compression)
-    # Bytes that are no text become half surrogates, which the check of rows tells of by row.
+    # Bytes that are no text are kept as they are: the check of rows tells of them by row.
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     with text:
         done = 0
-        for chunk in _chunks(csv.DictReader(text, delimiter=separator, restkey="")):
-            yield Block([_json(row) for row in chunk], position() - done, "row")
-            done = position()
+        # Strict: else a quote that is left open swallows the rows after it.
+        rows = csv.DictReader(text, delimiter=separator, restkey=SURPLUS, strict=True)
+        try:
+            _refuse_doubles(name, rows.fieldnames or ())
+            for lines in _grouped(_json(_within_header(row)) for row in rows):
+                yield Block(lines, position() - done, "row")
+                done = position()
+        except csv.Error as error:
+            raise DataError(
+                f"{name}:{rows.reader.line_num}: broken: {error}: a cell with a quote in it must stand in "
+                "quotes, and each quote in it twice"
+            ) from error
+
+
+def _within_header(row: dict[str, Any]) -> dict[str, Any]:
+    """Without cells beyond the header's, where these are empty."""
+    if SURPLUS in row and not any(row[SURPLUS]):
+        del row[SURPLUS]
+    return row
 
 
 def _parquet(name: str, path: Path, compression: str | None) -> Iterator[Block]:
@@ -187,31 +215,71 @@ def _parquet(name: str, path: Path, compression: str | None) -> Iterator[Block]:
             f"{name}: Parquet inside {compression}: unpack it; Parquet is compressed itself"
         )
     with pq.ParquetFile(path, memory_map=True) as table:
-        named = [column for column in table.schema_arrow.names if column in COLUMNS]
+        columns = table.schema_arrow.names
+        _refuse_doubles(name, columns)
+        named = [column for column in columns if column in COLUMNS]
         share = path.stat().st_size // max(table.metadata.num_rows, 1)
-        for batch in table.iter_batches(_ROWS, columns=named or None):
-            yield _table(batch, share * batch.num_rows)
+        for group in range(table.num_row_groups):
+            described = table.metadata.row_group(group)
+            batches = table.iter_batches(
+                _at_a_time(described.num_rows, described.total_byte_size),
+                row_groups=[group],
+                columns=named or None,
+            )
+            for lines in _grouped(line for batch in batches for line in _rows(batch)):
+                yield Block(lines, share * len(lines), "row")
 
 
-def _arrow(name: str, path: Path, compression: str | None) -> Iterator[Block]:  # noqa: ARG001
+def _arrow(name: str, path: Path, compression: str | None) -> Iterator[Block]:
     import pyarrow as pa
 
-    file, position = _open(path, compression)
+    if compression:
+        file, position = _open(path, compression)
+    else:
+        file = pa.memory_map(str(path))  # a batch may be as large as the file
+        position = file.tell
     with file:
-        done = 0
-        streamed = not _head(path, compression).startswith(b"ARROW1")
         # A file of Arrow begins with its name, padded to 8 bytes, and goes on as a stream does.
+        streamed = not _head(path, compression).startswith(_ARROW_FILE)
         if not streamed:
             file.read(8)
-        for batch in pa.ipc.open_stream(file):
-            for start in range(0, batch.num_rows, _ROWS):
-                yield _table(batch.slice(start, _ROWS), position() - done)
-                done = position()
+        # Without its end, a stream that was cut off between two batches looks whole.
+        if not compression and not _end(path).endswith(
+            _ARROW_STREAM_END if streamed else _ARROW_FILE
+        ):
+            raise DataError(
+                f"{name}: broken: its end is missing: it was cut off, or is still being written"
+            )
+        done = 0
+        stream = pa.ipc.open_stream(file)
+        _refuse_doubles(name, stream.schema.names)
+        for lines in _grouped(line for batch in stream for line in _rows(batch)):
+            yield Block(lines, position() - done, "row")
+            done = position()
 
 
-def _table(batch: Any, size: int) -> Block:
+def _end(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - len(_ARROW_STREAM_END), 0))
+        return file.read()
+
+
+def _refuse_doubles(name: str, columns: Iterable[str]) -> None:
+    for column, times in Counter(columns).items():
+        if times > 1 and column in COLUMNS:
+            raise DataError(f"{name}: {times} columns are named {column!r}: leave one of them")
+
+
+def _at_a_time(rows: int, size: int) -> int:
+    """How many rows of a table to turn into objects at once: few where they are long."""
+    return max(1, min(_ROWS, PIECE * rows // max(size, 1)))
+
+
+def _rows(batch: Any) -> Iterator[bytes]:
     batch.validate(full=True)  # Arrow trusts its bytes: offsets that lie would crash the process
-    return Block([_json(row) for row in batch.to_pylist()], size, "row")
+    step = _at_a_time(batch.num_rows, batch.nbytes)
+    for start in range(0, batch.num_rows, step):
+        yield from map(_json, batch.slice(start, step).to_pylist())
 
 
 def _json(row: dict[str, Any]) -> bytes:
@@ -220,8 +288,14 @@ def _json(row: dict[str, Any]) -> bytes:
     row = {name: _without_nulls(value) for name, value in row.items()}
     try:
         return orjson.dumps(row)
-    except TypeError:  # half surrogates, and types that no schema reads
-        return json.dumps(row, default=str).encode()
+    except TypeError:  # bytes, what is not UTF-8, and types that no schema reads
+        text = json.dumps(row, default=_text, ensure_ascii=False)
+        return text.encode("utf-8", "surrogateescape")
+
+
+def _text(value: Any) -> str:
+    """Of bytes the text that they are: many writers do not mark a column as text."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _without_nulls(value: Any) -> Any:
@@ -236,10 +310,17 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, _ROWS)):
-        yield chunk
+def _grouped(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """As many lines at a time as make a piece: a row may be of a hundred bytes or of megabytes."""
+    group, size = [], 0
+    for line in lines:
+        group.append(line)
+        size += len(line)
+        if size >= PIECE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 _READERS: dict[Format, Callable[[str, Path, str | None], Iterator[Block]]] = {

@@ -20,6 +20,9 @@ LFS = ("*.safetensors", "*.parquet", "*.bin", "*.gguf", "*.onnx", "*.pth")
 STRANGER = "hf_stranger"
 """A token the Hub knows, of a user who has accepted no licence."""
 
+SIGNATURE = "s1gned%2fby-the-hub"
+"""Of the links to the CDN."""
+
 
 @dataclass(frozen=True)
 class File:
@@ -104,6 +107,8 @@ class Hub:
         self.requests: list[str] = []
         """Every request that came, as `GET /path`."""
         self.corrupted: set[str] = set()
+        self.cdn_failures: list[int] = []
+        """Statuses that the CDN answers to the next requests for content."""
         self._failure = 0
         self._failures = 0
         self._lock = threading.Lock()
@@ -298,6 +303,7 @@ class Handler(BaseHTTPRequestHandler):
         elif file.lfs:
             # Another host, as the Hub's CDN is: the client must see this answer's own headers.
             location = f"{self.hub.url}/cdn/{kind}/{repository}/{commit.sha}/{quote(path)}"
+            location += f"?Signature={SIGNATURE}"
             headers |= {
                 "Location": location.replace("127.0.0.1", "localhost"),
                 "X-Linked-Etag": f'"{file.sha256}"',
@@ -310,6 +316,8 @@ class Handler(BaseHTTPRequestHandler):
     def _cdn(self, kind: str, repository: str, revision: str, path: str) -> None:
         if self._token:
             raise RefusedError(400, "", "a signed link wants no token beside it")
+        if self.hub.cdn_failures:
+            raise RefusedError(self.hub.cdn_failures.pop(0), "", "not now")
         file = self.hub.commit(repository, revision, kind).files[path]
         self._content(path, file, {"ETag": f'"{file.sha256}"'})
 

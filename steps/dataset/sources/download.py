@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,17 @@ class Download:
         if self._wrong > 1:
             raise DataError(f"{self.name}: corrupt: {problem}, twice; put the file there again")
         raise TryAgain(f"corrupt: {problem}", after=0)
+
+
+def position(content_range: str) -> tuple[int, int | None]:
+    """Where in the file an answer's bytes begin, and how large the file is, by its Content-Range.
+
+    (0, None) of an answer without one, which brings the file from its beginning.
+    """
+    found = re.match(r"bytes (\d+)-\d+/(\d+)?", content_range)
+    if found is None:
+        return 0, None
+    return int(found[1]), int(found[2]) if found[2] else None
 
 
 def from_base64(text: str) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from steps import logs
 from steps.dataset.sources import DataFile, Fetched
-from steps.dataset.sources.download import Body, Download, from_base64
+from steps.dataset.sources.download import Body, Download, from_base64, position
 from steps.errors import ConfigError, CredentialsError, DataError, StepError, UsageError
 from steps.record import Asset
 from steps.retries import TryAgain, persist
@@ -64,20 +64,20 @@ class Http:
     def _open(self, offset: int, etag: str) -> Body:
         resume = {"Range": f"bytes={offset}-", "If-Range": etag} if offset else {}
         answer = self._answer(resume)
-        resumed = (
-            answer.status_code == 206
-            and answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-            and _etag(answer.headers) == etag
-        )
+        # The size by Content-Range: a server may give less at a time than was asked for.
+        begins, total = position(answer.headers.get("Content-Range", ""))
+        resumed = answer.status_code == 206 and begins == offset and _etag(answer.headers) == etag
         if resume and not resumed and answer.status_code != 200:
             answer.close()
             answer = self._answer({})
-        start = offset if resumed else 0
+        start, size = (offset, total) if resumed else (0, None)
         rest = answer.headers.get("Content-Length", "")
+        if size is None and rest.isdigit():
+            size = start + int(rest)
         return Body(
             chunks=self._chunks(answer, first=not resumed),
             offset=start,
-            size=start + int(rest) if rest.isdigit() else None,
+            size=size,
             etag=_etag(answer.headers),
             digests=_digests(answer.headers, whole=not resumed),
         )
@@ -124,6 +124,8 @@ class Http:
             raise DataError(f"{self.name}: it redirects without end") from None
         except requests.exceptions.RequestException as error:
             raise TryAgain(f"no answer: {_reason(error)}") from None
+        except ValueError:  # of urllib's, which requests lets through
+            raise DataError(f"{self.name}: it redirects to what is no address") from None
         if answer.status_code == 200 or ("Range" in headers and answer.status_code in (206, 416)):
             return answer
         answer.close()

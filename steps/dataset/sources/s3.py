@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
-from steps.dataset.sources.download import Body, Corrupt, Download, from_base64
+from steps.dataset.sources.download import Body, Corrupt, Download, from_base64, position
 from steps.errors import (
     ConfigError,
     CredentialsError,
@@ -86,17 +86,22 @@ class S3:
             signature_version=UNSIGNED if self.auth == "anonymous" else None,
         )
         key, secret, token = self._keys_of_secret()
-        return boto3.Session().client(
-            "s3",
-            endpoint_url=endpoint or None,
-            region_name=environment("AWS_DEFAULT_REGION")
-            or environment("AWS_REGION")
-            or "us-east-1",
-            config=config,
-            aws_access_key_id=key,
-            aws_secret_access_key=secret,
-            aws_session_token=token,
-        )
+        region = environment("AWS_DEFAULT_REGION") or environment("AWS_REGION") or "us-east-1"
+        try:
+            return boto3.Session().client(
+                "s3",
+                endpoint_url=endpoint or None,
+                region_name=region,
+                config=config,
+                aws_access_key_id=key,
+                aws_secret_access_key=secret,
+                aws_session_token=token,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.uri}: {error}: check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION in the secret "
+                "s3-secret"
+            ) from error
 
     def _keys_of_secret(self) -> tuple[str | None, str | None, str | None]:
         """Access key, secret key and session token; none where others than the secret decide."""
@@ -175,12 +180,16 @@ class S3:
         try:
             answer = self._get(key, **resume)
         except _ChangedError:
-            offset, answer = 0, self._get(key)
+            answer = self._get(key)
+        # Not every server that speaks S3 heeds Range, or says what AWS says.
+        begins, size = position(answer.get("ContentRange", ""))
+        if size is None and "ContentLength" in answer:
+            size = begins + answer["ContentLength"]
         return Body(
             chunks=self._chunks(answer["Body"]),
-            offset=offset,
-            size=offset + answer["ContentLength"],
-            etag=answer["ETag"],
+            offset=begins,
+            size=size,
+            etag=answer.get("ETag", ""),
             digests=_digests(answer),
         )
 
@@ -268,7 +277,7 @@ def _digests(answer: Mapping[str, Any]) -> dict[str, str]:
     if answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
         for name in ("sha256", "sha1"):
             found[name] = from_base64(answer.get(f"Checksum{name.upper()}", ""))
-    etag = answer["ETag"].strip('"')
+    etag = answer.get("ETag", "").strip('"')
     # https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html: only without KMS and SSE-C,
     # and not of an object that was uploaded in parts, is the ETag its MD5.
     sealed = answer.get("ServerSideEncryption", "AES256") != "AES256"
