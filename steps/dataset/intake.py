@@ -3,8 +3,8 @@
 Most files are canonical as they are, and their rows stay where they lie: writing half a data set
 to a spool and reading it again would cost as much as checking it. Only rows that had to be changed,
 and those of files that take work to read, are put into a spool on disk. What stays in memory is a few
-numbers a row. Pieces are checked by several processes where there is
-enough to do, and counted in the order of the files, so what comes out does not depend on how many.
+numbers a row. Pieces are checked by several processes where there is enough to do, and counted in the
+order of the files, so what comes out does not depend on how many.
 """
 
 import contextlib

@@ -51,7 +51,9 @@ def prepare(params: DatasetParams, run: Run) -> Result:
         size = sum(file.path.stat().st_size for one in fetched.values() for file in one.files)
         with intake.workers(size) as pool:
             # Threads come after the workers, which are forked, and end after the writing.
-            beside = stack.enter_context(ThreadPoolExecutor(2))
+            beside = ThreadPoolExecutor(2)
+            # Whoever stops the step need not wait for the digests of all files.
+            stack.callback(beside.shutdown, cancel_futures=True)
             if pool:
                 beside.submit(_load_early)
             # hashlib lets other threads run, so digests cost little beside the reading.
