@@ -366,7 +366,9 @@ def test_a_proxy_and_openshifts_dns_are_reached() -> None:
         "allow_cidrs": ["10.0.0.0/8"],
         "api_cidrs": ["192.0.2.1/32"],
     }
-    own = policies("defaults", network=network)["sft-train"]
+    found = policies("defaults", network=network)
+    assert 8080 in opened(found["sft-register"])  # what is said of one step closes no other
+    own = found["sft-train"]
     assert opened(own) == {53, 443, 5000, 6443}
     _, api, allowed = own["egress"]
     assert {"ipBlock": {"cidr": "192.0.2.1/32"}} in api["to"]

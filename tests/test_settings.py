@@ -167,6 +167,15 @@ def test_the_form_of_a_value_is_told_in_words_and_no_password() -> None:
     assert "claims.0: should be a name: " in told
 
 
+def test_a_version_without_quotes_and_a_lone_cron_line_are_understood(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text("argo: 3.6\nschedule: {cron: 0 2 * * *}\n")
+    found = settings.read(path, {})
+    assert found.argo == "3.6"
+    assert found.schedule
+    assert found.schedule.cron == ["0 2 * * *"]
+
+
 def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("")

@@ -272,6 +272,18 @@ def test_a_dry_run_prints_the_trainjob_of_a_shape_without_a_cluster(
     assert "rows" in done.stderr
 
 
+def test_a_dry_run_without_a_cluster_is_told_how_to_do_without_one(tmp_path: Path) -> None:
+    workspace = workspace_in(tmp_path)
+    done = subprocess.run(
+        [*step_of(workspace, make_model(tmp_path / "base")), "--trainer-api=auto", "--dry-run"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 78, done.stderr
+    assert "--cluster-auth kubeconfig" in done.stderr
+    assert "--trainer-api v2.2" in done.stderr
+
+
 def test_a_complete_job_without_a_model_is_an_error_and_goes(
     api: KubernetesServer, job: tuple[Job, Run]
 ) -> None:

@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
 )
 
 import steps
@@ -46,6 +48,14 @@ ProxyAddress = Annotated[
 ]
 """Without user and password, which would stand in the manifests."""
 Prefix = Annotated[str, StringConstraints(pattern=r"^([a-z]([-a-z0-9]{0,29}))?$")]
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _one_as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 def _above_zero(quantity: str) -> str:
@@ -226,7 +236,9 @@ class CaBundle(Group):
 class Schedule(Group):
     """Runs by the clock (CronWorkflow)."""
 
-    cron: list[Annotated[str, StringConstraints(min_length=1)]] = Field(min_length=1)
+    cron: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1)]], BeforeValidator(_one_as_list)
+    ] = Field(min_length=1)
     """When: five fields, @daily and the like, or `@every 6h`. Several are all kept."""
     timezone: str = "Etc/UTC"
     """IANA time zone of the schedule."""
@@ -333,7 +345,12 @@ class Network(Group):
         "evaluate": [443],
         "register": [80, 443, 8080],
     }
-    """TCP ports there, and on services of the cluster, by step."""
+    """TCP ports there, and on services of the cluster, by step; a step that is not named keeps its own."""
+
+    @field_validator("ports")
+    @classmethod
+    def _others_keep_theirs(cls, ports: dict[str, list[int]]) -> dict[str, list[int]]:
+        return {**cls.model_fields["ports"].default, **ports}
 
 
 class Settings(Group):
@@ -349,7 +366,7 @@ class Settings(Group):
     """cluster: a ClusterWorkflowTemplate, for all namespaces; the rest stays in this one."""
     platform: Literal["kubernetes", "openshift"] = "kubernetes"
     """openshift: no fixed user or group, the namespace's own range is taken."""
-    argo: Literal["4", "3.7", "3.6"] = "4"
+    argo: Annotated[Literal["4", "3.7", "3.6"], BeforeValidator(_number_as_text)] = "4"
     """Version of Argo Workflows; 3.6 has no cap of the retries' wait."""
     launcher: Literal["trainjob", "local"] = "trainjob"
     """trainjob: training runs in the pods of a TrainJob (Kubeflow Trainer) that the step submits and

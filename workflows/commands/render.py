@@ -17,7 +17,7 @@ SETTINGS = Path("sft.yaml")
 _OWN = {
     "settings": "File of settings. (default: sft.yaml, where it is there)",
     "out": "Folder to write. (default: manifests)",
-    "overlay": "With --stdout: base, cluster, schedule, events, hardened or single-node. Default: the "
+    "overlay": "With --stdout: base, cluster, trainer, schedule, events, hardened or single-node. Default: the "
     "base, with the schedule and the events that the settings ask for.",
     "output": "With --stdout: yaml or json. (default: yaml)",
 }

@@ -117,7 +117,8 @@ def _by_secret(namespace: str) -> Cluster:
     if missing:
         raise ConfigError(
             f"secret {name!r}: {' and '.join(missing)} missing or empty: fill both keys, or let the "
-            "pod's own service account submit the TrainJob: --cluster-auth service-account"
+            "pod's own service account submit the TrainJob: --cluster-auth service-account; outside of a "
+            "pod, --cluster-auth kubeconfig takes yours"
         )
     url, token = environment(url_key).rstrip("/"), environment(token_key)
     _check_address(url, f"secret {name!r}, key {url_key}")

@@ -5,6 +5,7 @@ from functools import partial
 
 from steps import quantities
 from steps.entrypoint import Run
+from steps.errors import ConfigError
 from steps.train.backend import Job, Place
 from steps.train.params import TrainParams
 from steps.train.trainjob import limits, manifest
@@ -32,7 +33,12 @@ def describe(job: Job, run: Run) -> str:
     if params.trainer_api == "auto":
         from steps.train.trainjob import cluster, runtimes
 
-        connected = cluster.connect(params, run.bound.namespace)
+        try:
+            connected = cluster.connect(params, run.bound.namespace)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; without a cluster, --trainer-api v2.2 (or v2.1) prints the TrainJob"
+            ) from error
         runtime = runtimes.find(connected, params)
         api = runtimes.shape(connected, params, partial(manifest.render, job, run, runtime=runtime))
     else:
