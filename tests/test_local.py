@@ -95,7 +95,7 @@ def test_all_wrong_parameters_are_refused_in_one_message_before_anything_starts(
     with pytest.raises(UsageError) as refused:
         run({"nummber": 3, "number": "many", "times": "x"}, tmp_path / "run", pipeline=TOY)
     message = str(refused.value)
-    assert "nummber is not a parameter; did you mean --number?" in message
+    assert "nummber is not a parameter; did you mean number?" in message
     assert "--number: input should be a valid integer" in message
     assert "--times: input should be a valid integer" in message
     assert not (tmp_path / "run").exists()

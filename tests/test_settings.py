@@ -238,7 +238,7 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
         ),
         (
             {"parameters": {"epoks": 1}},
-            "parameters: epoks is not a parameter; did you mean --epochs",
+            "parameters: epoks is not a parameter; did you mean epochs",
         ),
         (
             {"labels": {"app.kubernetes.io/component": "x"}},

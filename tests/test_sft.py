@@ -131,9 +131,9 @@ def test_parameters_from_a_file_go_by_any_name_and_flags_win(tmp_path: Path) -> 
     assert "--epochs: input should be greater than 0, got '0'" in told
     assert "--version: " in told
     assert "--tokens: input should be greater than 0, got '0'" in told
-    assert "-p: tokns is not a parameter; did you mean --tokens?" in told
+    assert "-p: tokns is not a parameter; did you mean tokens?" in told
     assert "-p: 'seed' is not NAME=VALUE" in told
-    assert "epoks is not a parameter; did you mean --epochs?" in told
+    assert "epoks is not a parameter; did you mean epochs?" in told
     assert "--batch" not in told
     assert "data" not in told
 

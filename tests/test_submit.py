@@ -118,7 +118,7 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_sent(here: Cluster, tmp_pa
     for told in (
         "--leaning-rate is not a flag; did you mean --learning-rate?",
         "-p: 'seed' is not NAME=VALUE",
-        "epoch is not a parameter; did you mean",
+        "epoch is not a parameter; did you mean epochs?",
         "nothing is not a parameter",
         "--epochs: input should be greater than 0, got '0'",
         "--workers: ",

@@ -242,12 +242,16 @@ def _plain(parameter: Parameter, value: Any) -> Any:
 
 
 def _unknown(given: str, name: str, known: Iterable[str]) -> str:
-    endings = sorted(other for other in known if other.split("_", 1)[-1] == name)
-    steps = [other for other in endings if not other.startswith("phase_")]
-    near = steps
-    if not near:
-        import difflib  # its import would slow every --help
+    import difflib  # its import would slow every --help
 
-        near = difflib.get_close_matches(name, list(known), n=1)
-    hint = " or ".join(other if other.startswith("phase_") else flags.flag(other) for other in near)
-    return f"{given} is not a parameter" + (f"; did you mean {hint}?" if hint else "")
+    names = list(known)
+    near = (
+        difflib.get_close_matches(name, names, n=1, cutoff=0.9)
+        or sorted(
+            other
+            for other in names
+            if other.split("_", 1)[-1] == name and not other.startswith("phase_")
+        )
+        or difflib.get_close_matches(name, names, n=1)
+    )
+    return f"{given} is not a parameter" + (f"; did you mean {' or '.join(near)}?" if near else "")
