@@ -336,6 +336,44 @@ def test_what_the_train_step_would_refuse_hours_later_is_told_before_anything_is
     assert not here.submitted
 
 
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("foo://x", "no source for the scheme 'foo'"),
+        ("s3://", "s3://: write s3://<bucket>/<key>"),
+        ("hf://", "hf://: write hf://org/name"),
+        ("hf://onlyone/two/three/four#a#b", "four#a#b: write hf://org/name"),
+        ("pvc://", "'pvc://': not an address on a claim"),
+        ("pvc://data/../x", "'..' may not lead out of the claim"),
+        ("https:/x", "https:/x: write hf://org/name"),
+        ("https:///x", "there is no host in it"),
+        ("chats.jsonl", "chats.jsonl: a relative path, which leads nowhere in a pod"),
+        ("./chats", "./chats: write hf://org/name"),
+    ],
+)
+def test_an_address_that_no_pod_can_read_is_refused_before_anything_is_sent(
+    here: Cluster, tmp_path: Path, uri: str, told: str
+) -> None:
+    (tmp_path / "chats.jsonl").touch()  # what lies here does not matter
+    for given in (("--data-uri", uri), (*DATA, "--eval-uri", uri)):
+        done = here.sft("submit", *given)
+        assert done.returncode == 64
+        assert told in done.stderr
+    assert not here.submitted
+
+
+def test_addresses_that_do_not_go_together_are_refused_before_anything_is_sent(
+    here: Cluster,
+) -> None:
+    done = here.sft("submit", "--data-uri", "0.7*hf://a/b hf://c/d")
+    assert done.returncode == 64
+    assert "hf://c/d has no weight: give one to each address, or to none" in done.stderr
+    assert not here.submitted
+    sound = "0.5*hf://a/b:c@main#train 0.2*s3://b/k 0.1*pvc://claim/*.jsonl 0.2*/data/chats.jsonl"
+    done = here.sft("submit", "--data-uri", sound, "--eval-uri", "https://host/chats.jsonl\na/b")
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_only_a_trainjob_has_is_refused_where_the_template_trains_in_the_pod(
     tmp_path: Path,
 ) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pydantic.fields import FieldInfo
 
 from steps.dataset.params import DatasetParams
+from steps.errors import UsageError
 from steps.evaluate.params import EvaluateParams
 from steps.params import FURTHER, MAN, StepParams, marked
 from steps.record import Record
@@ -67,7 +68,7 @@ class Parameter:
 
 Rule = Callable[[Mapping[str, StepParams], Mapping[str, Record] | None], str | None]
 """A rule over several steps, by name: the parameters of those that run, and the records of those that
-are done; None where the run's folder is not at hand."""
+are done; None where the run's folder is not at hand, for the run is one of pods."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,22 @@ def training_that_cannot_begin(
     return "\n  ".join(refused) or None
 
 
+def data_that_no_pod_can_read(
+    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
+) -> str | None:
+    """An address that is none, or of another machine, is told before a pod is waited for."""
+    dataset = models.get("dataset")
+    if records is not None or not isinstance(dataset, DatasetParams):
+        return None
+    from steps.dataset import sources  # their imports would slow every --help
+
+    try:
+        sources.refuse_what_no_pod_can_read(dataset)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
 def same_version_again(
     models: Mapping[str, StepParams], _records: Mapping[str, Record] | None
 ) -> str | None:
@@ -205,7 +222,12 @@ SFT = Pipeline(
     name="sft-pipeline",
     description="Supervised fine-tuning: data set, training, evaluation, registration.",
     title="Fine-tune {phase_02_train_man_model}",
-    rules=(nothing_to_go_on_with, nothing_to_score, training_that_cannot_begin),
+    rules=(
+        nothing_to_go_on_with,
+        nothing_to_score,
+        data_that_no_pod_can_read,
+        training_that_cannot_begin,
+    ),
     repeat_rules=(same_version_again,),
     steps=(
         Step(
