@@ -189,6 +189,25 @@ def test_one_step_alone_needs_only_its_own_parameters(here: Cluster) -> None:
     hold_against_schemas(workflow)
 
 
+@pytest.mark.parametrize("step", ["train", "evaluate", "register"])
+def test_a_step_that_goes_on_with_a_run_needs_the_runs_name(here: Cluster, step: str) -> None:
+    done = here.sft("submit", "--entrypoint", step)
+    assert done.returncode == 64
+    assert f"--entrypoint {step}: goes on with a run's folder: name the run with --run-name" in (
+        done.stderr
+    )
+    assert ("or a model with --evaluate-model" in done.stderr) is (step == "evaluate")
+    assert not here.submitted
+    named = here.sft("submit", "--entrypoint", step, "--run-name", "last-night")
+    assert named.returncode == 0, named.stderr
+
+
+def test_a_step_that_begins_needs_no_name_of_a_run(here: Cluster) -> None:
+    for begins in (("dataset", *DATA), ("evaluate", "--evaluate-model", "org/model")):
+        done = here.sft("submit", "--entrypoint", *begins)
+        assert done.returncode == 0, done.stderr
+
+
 def test_of_one_step_alone_no_other_parameter_is_missed(here: Cluster) -> None:
     done = here.sft("submit", "--entrypoint", "evaluate", "--limit", "many")
     assert done.returncode == 64
