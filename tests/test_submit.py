@@ -381,6 +381,44 @@ def test_an_address_that_no_pod_can_read_is_refused_before_anything_is_sent(
     assert not here.submitted
 
 
+def test_a_path_from_where_the_user_stands_is_refused_before_anything_is_sent(
+    here: Cluster,
+) -> None:
+    done = here.sft(
+        *("submit", *DATA, "--chat-template", "chatml.jinja", "--model", "./base"),
+        *("--tasks", "arc_easy,tasks/ours.yaml,/tasks/theirs.yaml"),
+        *("--evaluate-model", "../tuned"),
+    )
+    assert done.returncode == 64
+    for told in (
+        "--chat-template chatml.jinja: a relative path, which leads nowhere in a pod",
+        "--model ./base: a relative path",
+        "--tasks tasks/ours.yaml: a relative path",
+        "--evaluate-model ../tuned: a relative path",
+    ):
+        assert told in done.stderr
+    assert "arc_easy" not in done.stderr
+    assert "theirs.yaml" not in done.stderr
+    assert not here.submitted
+    there = here.sft(
+        *("submit", *DATA, "--chat-template", "/there/chatml.jinja", "--model", "/there/base"),
+        *("--evaluate-model", "org/tuned", "--tasks", "arc_easy,/tasks/theirs.yaml"),
+    )
+    assert there.returncode == 0, there.stderr
+
+
+@pytest.mark.parametrize("step", ["pipeline", "train"])
+def test_a_kubeconfig_which_no_pod_has_is_refused_without_a_look_at_the_template(
+    here: Cluster, step: str
+) -> None:
+    given = ("submit", "--entrypoint", step, *DATA, "--run-name", "one", "--dry-run")
+    done = here.sft(*given, "--cluster-auth", "kubeconfig")
+    assert done.returncode == 64
+    assert "--cluster-auth kubeconfig: there is none in a pod: take secret or" in done.stderr
+    taken = here.sft(*given, "--cluster-auth", "service-account")
+    assert taken.returncode == 0, taken.stderr
+
+
 def test_addresses_that_do_not_go_together_are_refused_before_anything_is_sent(
     here: Cluster,
 ) -> None:

@@ -20,6 +20,8 @@ from steps.train.params import TrainParams
 
 SHAPING = ("launcher", "cluster_auth")
 """Parameters that the shape of a rendered pod follows from: a setting of the cluster, not of a run."""
+_NO_ID = (".", "~")
+"""Begin a path from where the user stands; no ID of the hub begins so."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,38 @@ def training_that_cannot_begin(
     return "\n  ".join(refused) or None
 
 
+def places_of_another_machine(
+    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
+) -> str | None:
+    """A pod has neither the folder where the user stands nor the user's kubeconfig."""
+    if records is not None:
+        return None
+    train, evaluate = models.get("train"), models.get("evaluate")
+    refused, relative = [], []
+    if isinstance(train, TrainParams):
+        if train.cluster_auth == "kubeconfig":
+            refused.append(
+                "--cluster-auth kubeconfig: there is none in a pod: take secret or service-account"
+            )
+        if train.chat_template and not train.chat_template.startswith("/"):
+            relative.append(("--chat-template", train.chat_template))
+        if train.model.startswith(_NO_ID):
+            relative.append(("--model", train.model))
+    if isinstance(evaluate, EvaluateParams):
+        relative += [
+            ("--tasks", task)
+            for task in evaluate.tasks
+            if task.endswith((".yaml", ".yml")) and not task.startswith("/")
+        ]
+        if evaluate.model.startswith(_NO_ID):
+            relative.append(("--evaluate-model", evaluate.model))
+    refused += [
+        f"{flag} {path}: a relative path, which leads nowhere in a pod: write the absolute path there"
+        for flag, path in relative
+    ]
+    return "\n  ".join(refused) or None
+
+
 def data_that_no_pod_can_read(
     models: Mapping[str, StepParams], records: Mapping[str, Record] | None
 ) -> str | None:
@@ -226,6 +260,7 @@ SFT = Pipeline(
         nothing_to_go_on_with,
         nothing_to_score,
         data_that_no_pod_can_read,
+        places_of_another_machine,
         training_that_cannot_begin,
     ),
     repeat_rules=(same_version_again,),
