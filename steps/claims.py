@@ -24,12 +24,7 @@ def locate(uri: str, run: Run) -> Path:
     Raises UsageError where the address is malformed or the claim is not mounted, DataError where
     nothing is there or where it leads, by a link, out of the claim.
     """
-    claim, _, inside = uri.removeprefix(SCHEME).partition("/")
-    if not uri.startswith(SCHEME) or not _CLAIM.fullmatch(claim):
-        raise UsageError(f"{uri!r}: not an address on a claim; write pvc://<claim>/<path>")
-    parts = [part for part in inside.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise UsageError(f"{uri}: '..' may not lead out of the claim; write the path without it")
+    claim, parts = parse(uri)
     mounts = mounted(run)
     if claim not in mounts:
         listed = ", ".join(sorted(mounts)) or "none"
@@ -48,6 +43,17 @@ def locate(uri: str, run: Run) -> Path:
                 "put the file itself on the claim"
             )
     return path.resolve()
+
+
+def parse(uri: str) -> tuple[str, list[str]]:
+    """The claim, and the parts of the path on it; UsageError where the address is malformed."""
+    claim, _, inside = uri.removeprefix(SCHEME).partition("/")
+    if not uri.startswith(SCHEME) or not _CLAIM.fullmatch(claim):
+        raise UsageError(f"{uri!r}: not an address on a claim; write pvc://<claim>/<path>")
+    parts = [part for part in inside.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise UsageError(f"{uri}: '..' may not lead out of the claim; write the path without it")
+    return claim, parts
 
 
 def mounted(run: Run) -> dict[str, Path]:

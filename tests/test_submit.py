@@ -189,6 +189,25 @@ def test_one_step_alone_needs_only_its_own_parameters(here: Cluster) -> None:
     hold_against_schemas(workflow)
 
 
+@pytest.mark.parametrize("step", ["train", "evaluate", "register"])
+def test_a_step_that_goes_on_with_a_run_needs_the_runs_name(here: Cluster, step: str) -> None:
+    done = here.sft("submit", "--entrypoint", step)
+    assert done.returncode == 64
+    assert f"--entrypoint {step}: goes on with a run's folder: name the run with --run-name" in (
+        done.stderr
+    )
+    assert ("or a model with --evaluate-model" in done.stderr) is (step == "evaluate")
+    assert not here.submitted
+    named = here.sft("submit", "--entrypoint", step, "--run-name", "last-night")
+    assert named.returncode == 0, named.stderr
+
+
+def test_a_step_that_begins_needs_no_name_of_a_run(here: Cluster) -> None:
+    for begins in (("dataset", *DATA), ("evaluate", "--evaluate-model", "org/model")):
+        done = here.sft("submit", "--entrypoint", *begins)
+        assert done.returncode == 0, done.stderr
+
+
 def test_of_one_step_alone_no_other_parameter_is_missed(here: Cluster) -> None:
     done = here.sft("submit", "--entrypoint", "evaluate", "--limit", "many")
     assert done.returncode == 64
@@ -334,6 +353,82 @@ def test_what_the_train_step_would_refuse_hours_later_is_told_before_anything_is
         assert told in done.stderr
     assert "s3cret" not in done.stderr
     assert not here.submitted
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("foo://x", "no source for the scheme 'foo'"),
+        ("s3://", "s3://: write s3://<bucket>/<key>"),
+        ("hf://", "hf://: write hf://org/name"),
+        ("hf://onlyone/two/three/four#a#b", "four#a#b: write hf://org/name"),
+        ("pvc://", "'pvc://': not an address on a claim"),
+        ("pvc://data/../x", "'..' may not lead out of the claim"),
+        ("https:/x", "https:/x: write hf://org/name"),
+        ("https:///x", "there is no host in it"),
+        ("chats.jsonl", "chats.jsonl: a relative path, which leads nowhere in a pod"),
+        ("./chats", "./chats: write hf://org/name"),
+    ],
+)
+def test_an_address_that_no_pod_can_read_is_refused_before_anything_is_sent(
+    here: Cluster, tmp_path: Path, uri: str, told: str
+) -> None:
+    (tmp_path / "chats.jsonl").touch()  # what lies here does not matter
+    for given in (("--data-uri", uri), (*DATA, "--eval-uri", uri)):
+        done = here.sft("submit", *given)
+        assert done.returncode == 64
+        assert told in done.stderr
+    assert not here.submitted
+
+
+def test_a_path_from_where_the_user_stands_is_refused_before_anything_is_sent(
+    here: Cluster,
+) -> None:
+    done = here.sft(
+        *("submit", *DATA, "--chat-template", "chatml.jinja", "--model", "./base"),
+        *("--tasks", "arc_easy,tasks/ours.yaml,/tasks/theirs.yaml"),
+        *("--evaluate-model", "../tuned"),
+    )
+    assert done.returncode == 64
+    for told in (
+        "--chat-template chatml.jinja: a relative path, which leads nowhere in a pod",
+        "--model ./base: a relative path",
+        "--tasks tasks/ours.yaml: a relative path",
+        "--evaluate-model ../tuned: a relative path",
+    ):
+        assert told in done.stderr
+    assert "arc_easy" not in done.stderr
+    assert "theirs.yaml" not in done.stderr
+    assert not here.submitted
+    there = here.sft(
+        *("submit", *DATA, "--chat-template", "/there/chatml.jinja", "--model", "/there/base"),
+        *("--evaluate-model", "org/tuned", "--tasks", "arc_easy,/tasks/theirs.yaml"),
+    )
+    assert there.returncode == 0, there.stderr
+
+
+@pytest.mark.parametrize("step", ["pipeline", "train"])
+def test_a_kubeconfig_which_no_pod_has_is_refused_without_a_look_at_the_template(
+    here: Cluster, step: str
+) -> None:
+    given = ("submit", "--entrypoint", step, *DATA, "--run-name", "one", "--dry-run")
+    done = here.sft(*given, "--cluster-auth", "kubeconfig")
+    assert done.returncode == 64
+    assert "--cluster-auth kubeconfig: there is none in a pod: take secret or" in done.stderr
+    taken = here.sft(*given, "--cluster-auth", "service-account")
+    assert taken.returncode == 0, taken.stderr
+
+
+def test_addresses_that_do_not_go_together_are_refused_before_anything_is_sent(
+    here: Cluster,
+) -> None:
+    done = here.sft("submit", "--data-uri", "0.7*hf://a/b hf://c/d")
+    assert done.returncode == 64
+    assert "hf://c/d has no weight: give one to each address, or to none" in done.stderr
+    assert not here.submitted
+    sound = "0.5*hf://a/b:c@main#train 0.2*s3://b/k 0.1*pvc://claim/*.jsonl 0.2*/data/chats.jsonl"
+    done = here.sft("submit", "--data-uri", sound, "--eval-uri", "https://host/chats.jsonl\na/b")
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_only_a_trainjob_has_is_refused_where_the_template_trains_in_the_pod(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pydantic.fields import FieldInfo
 
 from steps.dataset.params import DatasetParams
+from steps.errors import UsageError
 from steps.evaluate.params import EvaluateParams
 from steps.params import FURTHER, MAN, StepParams, marked
 from steps.record import Record
@@ -19,6 +20,8 @@ from steps.train.params import TrainParams
 
 SHAPING = ("launcher", "cluster_auth")
 """Parameters that the shape of a rendered pod follows from: a setting of the cluster, not of a run."""
+_NO_ID = (".", "~")
+"""Begin a path from where the user stands; no ID of the hub begins so."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Parameter:
 
 Rule = Callable[[Mapping[str, StepParams], Mapping[str, Record] | None], str | None]
 """A rule over several steps, by name: the parameters of those that run, and the records of those that
-are done; None where the run's folder is not at hand."""
+are done; None where the run's folder is not at hand, for the run is one of pods."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,54 @@ def training_that_cannot_begin(
     return "\n  ".join(refused) or None
 
 
+def places_of_another_machine(
+    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
+) -> str | None:
+    """A pod has neither the folder where the user stands nor the user's kubeconfig."""
+    if records is not None:
+        return None
+    train, evaluate = models.get("train"), models.get("evaluate")
+    refused, relative = [], []
+    if isinstance(train, TrainParams):
+        if train.cluster_auth == "kubeconfig":
+            refused.append(
+                "--cluster-auth kubeconfig: there is none in a pod: take secret or service-account"
+            )
+        if train.chat_template and not train.chat_template.startswith("/"):
+            relative.append(("--chat-template", train.chat_template))
+        if train.model.startswith(_NO_ID):
+            relative.append(("--model", train.model))
+    if isinstance(evaluate, EvaluateParams):
+        relative += [
+            ("--tasks", task)
+            for task in evaluate.tasks
+            if task.endswith((".yaml", ".yml")) and not task.startswith("/")
+        ]
+        if evaluate.model.startswith(_NO_ID):
+            relative.append(("--evaluate-model", evaluate.model))
+    refused += [
+        f"{flag} {path}: a relative path, which leads nowhere in a pod: write the absolute path there"
+        for flag, path in relative
+    ]
+    return "\n  ".join(refused) or None
+
+
+def data_that_no_pod_can_read(
+    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
+) -> str | None:
+    """An address that is none, or of another machine, is told before a pod is waited for."""
+    dataset = models.get("dataset")
+    if records is not None or not isinstance(dataset, DatasetParams):
+        return None
+    from steps.dataset import sources  # their imports would slow every --help
+
+    try:
+        sources.refuse_what_no_pod_can_read(dataset)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
 def same_version_again(
     models: Mapping[str, StepParams], _records: Mapping[str, Record] | None
 ) -> str | None:
@@ -205,7 +256,13 @@ SFT = Pipeline(
     name="sft-pipeline",
     description="Supervised fine-tuning: data set, training, evaluation, registration.",
     title="Fine-tune {phase_02_train_man_model}",
-    rules=(nothing_to_go_on_with, nothing_to_score, training_that_cannot_begin),
+    rules=(
+        nothing_to_go_on_with,
+        nothing_to_score,
+        data_that_no_pod_can_read,
+        places_of_another_machine,
+        training_that_cannot_begin,
+    ),
     repeat_rules=(same_version_again,),
     steps=(
         Step(

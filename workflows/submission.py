@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steps import flags
-from steps.params import is_secret
+from steps.evaluate.params import EvaluateParams
+from steps.params import StepParams, is_secret
 from steps.train.params import LABEL_KEY, LABEL_VALUE
 from workflows import literals, values
 from workflows.cluster.api import DNS_LABEL, GROUP, VERSION, Object, Template
@@ -77,7 +78,7 @@ class Submission:
             for parameter in values.of_trainjobs(self.pipeline, models)
         ]
         values.refuse(problems)
-        values.refuse(self.pipeline.refusals(models))
+        values.refuse([*self._nothing_there(models), *self.pipeline.refusals(models)])
         sent = {parameter.name: text for parameter, text in self._texts(assigned)}
         for parameter in self.pipeline.parameters():
             # Argo wants a value for each, also for the steps that do not run.
@@ -201,6 +202,18 @@ class Submission:
                 f"--entrypoint: there is no {self.entrypoint!r}; there are: {', '.join([WHOLE, *steps])}"
             )
         return problems
+
+    def _nothing_there(self, models: Mapping[str, StepParams]) -> list[str]:
+        """A run that Argo names has a new folder: a step alone finds nothing there that it needs."""
+        alone = self.run_name is None and self.entrypoint != WHOLE
+        if not alone or not self.pipeline.step(self.entrypoint).needs:
+            return []
+        model, way = models[self.entrypoint], "name the run with --run-name"
+        if isinstance(model, EvaluateParams):
+            if model.model:
+                return []
+            way += ", or a model with --evaluate-model"
+        return [f"--entrypoint {self.entrypoint}: goes on with a run's folder: {way}"]
 
     def _label(self, step: str) -> dict[str, str]:
         return {

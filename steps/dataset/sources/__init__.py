@@ -3,12 +3,14 @@
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from steps import addresses, logs
+from steps import addresses, claims, logs
 from steps.dataset.params import DatasetParams
 from steps.entrypoint import Run
 from steps.errors import UsageError
@@ -76,6 +78,27 @@ def open_sources(params: DatasetParams, run: Run) -> dict[str, Opened]:
 
     Raises UsageError where an address is none, or does not go with the others.
     """
+    data, held_out = _addresses(params)
+    return {
+        name: Opened(_open(uri, params, run), logs.public_uri(uri), weight, listed is held_out)
+        for title, listed in (("eval_source", held_out), ("source", data))
+        for name, (uri, weight) in zip(_names(title, len(listed)), listed, strict=True)
+    }
+
+
+def refuse_what_no_pod_can_read(params: DatasetParams) -> None:
+    """Raise the UsageError that `open_sources` would raise in a pod; nothing of this machine is looked at."""
+    for uri, _ in chain(*_addresses(params)):
+        if "://" not in uri and not uri.startswith("/") and _DATA.search(uri):
+            raise UsageError(
+                f"{uri}: a relative path, which leads nowhere in a pod: write the absolute path of a "
+                "file there, or pvc://<claim>/<path>, or hf://org/name for a data set of the hub"
+            )
+        _opener(uri, params)
+
+
+def _addresses(params: DatasetParams) -> tuple[list[addresses.Address], list[addresses.Address]]:
+    """Those of the data and those of the eval set, which go together."""
     untouched = (DatasetParams.model_fields["data_split"].default, 1.0)
     if params.eval_uri.strip() and params.data_split not in untouched:
         raise UsageError(
@@ -100,11 +123,7 @@ def open_sources(params: DatasetParams, run: Run) -> dict[str, Opened]:
         for uri, times in Counter(uri for uri, _ in listed).items():
             if times > 1:
                 raise UsageError(f"{flag}: {logs.public_uri(uri)} is named {times} times")
-    return {
-        name: Opened(_open(uri, params, run), logs.public_uri(uri), weight, listed is held_out)
-        for title, listed in (("eval_source", held_out), ("source", data))
-        for name, (uri, weight) in zip(_names(title, len(listed)), listed, strict=True)
-    }
+    return data, held_out
 
 
 def _names(title: str, number: int) -> list[str]:
@@ -112,25 +131,35 @@ def _names(title: str, number: int) -> list[str]:
 
 
 def _open(uri: str, params: DatasetParams, run: Run) -> Source:
+    if "://" not in uri and not uri.startswith("/"):
+        _refuse_what_lies_here(uri)
+    return _opener(uri, params)(run)
+
+
+def _opener(uri: str, params: DatasetParams) -> Callable[[Run], Source]:
+    """What opens the source where it is to be read; UsageError where the address is none anywhere."""
     scheme, separator, _ = uri.partition("://")
     if uri.startswith("/") or scheme == "pvc":
         from steps.dataset.sources.local import Local
 
-        return Local(uri, run)
+        if scheme == "pvc":
+            claims.parse(uri)
+        return partial(Local, uri)
     if scheme in ("http", "https"):
-        from steps.dataset.sources.http import Http
+        from steps.dataset.sources import http
 
-        return Http(uri)
+        http.parse(uri)
+        return lambda _: http.Http(uri)
     if scheme == "s3":
         from steps.dataset.sources.s3 import S3
 
-        return S3(uri, params.s3_auth)
-    if not separator:
-        _refuse_what_lies_here(uri)
+        bucket = S3(uri, params.s3_auth)
+        return lambda _: bucket
     if scheme == "hf" or not separator:
-        from steps.dataset.sources.hub import Hub
+        from steps.dataset.sources import hub
 
-        return Hub(uri, params.hf_token, run)
+        hub.Address.parse(uri)
+        return partial(hub.Hub, uri, params.hf_token)
     known = ", ".join(f"{name}://" for name in SCHEMES)
     raise UsageError(
         f"{scheme}://...: no source for the scheme {scheme!r}; there are {known} and absolute paths"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from steps import logs
 from steps.dataset.sources import DataFile, Fetched
@@ -29,22 +29,28 @@ _CHUNK = 1 << 20
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524)
 
 
+def parse(uri: str) -> tuple[SplitResult, str]:
+    """The parts of the address, and its host; UsageError where it is none."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise UsageError(f"{logs.public_uri(uri)}: not an address: {error}") from error
+    if not parts.hostname:
+        raise UsageError(f"{logs.public_uri(uri)}: there is no host in it")
+    return parts, parts.hostname
+
+
 class Http:
     """One file of a web server."""
 
     def __init__(self, uri: str) -> None:
-        try:
-            parts = urlsplit(uri)
-        except ValueError as error:
-            raise UsageError(f"{logs.public_uri(uri)}: not an address: {error}") from error
-        if not parts.hostname:
-            raise UsageError(f"{logs.public_uri(uri)}: there is no host in it")
+        parts, host = parse(uri)
         self.uri, self.public = uri, logs.public_uri(uri)
         for _, value in parse_qsl(parts.query):
             logs.hide(value)  # a signature; libraries quote it in their messages
         self.name = self.public.partition("?")[0]
         self.token = environment("HTTP_BEARER_TOKEN")
-        if self.token and parts.scheme == "http" and not _is_loopback(parts.hostname):
+        if self.token and parts.scheme == "http" and not _is_loopback(host):
             log.warning("%s: the token of secret http-token is not sent over http", self.public)
             self.token = ""
 
