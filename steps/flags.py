@@ -239,17 +239,21 @@ def _without(words: Sequence[str], spellings: Sequence[str]) -> list[str]:
     return left
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
-    """The flags that the word may have been meant for: a very near one, longer names of it, a near one."""
+def nearest(name: str, known: Sequence[str], longer: Sequence[str]) -> str:
+    """What the word may have been meant for, to go on with: a very near one, a longer one, a near one."""
     import difflib  # its import would slow every --help
 
-    ending = f"-{name.lstrip('-')}"
     near = (
         difflib.get_close_matches(name, known, n=1, cutoff=0.9)
-        or [flag for flag in known if flag.endswith(ending)]
+        or longer
         or difflib.get_close_matches(name, known, n=1)
     )
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    ending = f"-{name.lstrip('-')}"
+    return nearest(name, known, [flag for flag in known if flag.endswith(ending)])
 
 
 def validate(

@@ -242,16 +242,10 @@ def _plain(parameter: Parameter, value: Any) -> Any:
 
 
 def _unknown(given: str, name: str, known: Iterable[str]) -> str:
-    import difflib  # its import would slow every --help
-
     names = list(known)
-    near = (
-        difflib.get_close_matches(name, names, n=1, cutoff=0.9)
-        or sorted(
-            other
-            for other in names
-            if other.split("_", 1)[-1] == name and not other.startswith("phase_")
-        )
-        or difflib.get_close_matches(name, names, n=1)
+    of_steps = sorted(
+        other
+        for other in names
+        if other.split("_", 1)[-1] == name and not other.startswith("phase_")
     )
-    return f"{given} is not a parameter" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    return f"{given} is not a parameter{flags.nearest(name, names, of_steps)}"

@@ -41,10 +41,11 @@ _SPEAKERS = {
     "function": "function",
 }  # fmt: skip
 _TEXTS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _MOST_TURNS = 0xFFFF
 """As many as two bytes can tell."""
 _SHOWN_OF_LONG = 1000
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Bytes of a row that is too long."""
 
 Fields = Mapping[str, msgspec.Raw]
 
