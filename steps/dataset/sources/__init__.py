@@ -89,7 +89,7 @@ def open_sources(params: DatasetParams, run: Run) -> dict[str, Opened]:
 def refuse_what_no_pod_can_read(params: DatasetParams) -> None:
     """Raise the UsageError that `open_sources` would raise in a pod; nothing of this machine is looked at."""
     for uri, _ in chain(*_addresses(params)):
-        if "://" not in uri and not uri.startswith("/") and _DATA.search(uri):
+        if _is_bare(uri) and _DATA.search(uri):
             raise UsageError(
                 f"{uri}: a relative path, which leads nowhere in a pod: write the absolute path of a "
                 "file there, or pvc://<claim>/<path>, or hf://org/name for a data set of the hub"
@@ -130,8 +130,13 @@ def _names(title: str, number: int) -> list[str]:
     return [title] if number == 1 else [f"{title}_{i}" for i in range(1, number + 1)]
 
 
+def _is_bare(uri: str) -> bool:
+    """Whether it has no scheme and is no absolute path: an ID of the hub, or a slip."""
+    return "://" not in uri and not uri.startswith("/")
+
+
 def _open(uri: str, params: DatasetParams, run: Run) -> Source:
-    if "://" not in uri and not uri.startswith("/"):
+    if _is_bare(uri):
         _refuse_what_lies_here(uri)
     return _opener(uri, params)(run)
 
