@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from benchmarks.inputs import WORDS
 
 SIZES = (20_000, 200_000, 1_000_000)
-TURNS = 3
+TURNS = 5
 
 DATASETS = """
 import sys
@@ -57,33 +58,49 @@ class Cost:
     """Peak resident memory of the largest process."""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """The step, and what ran just before and after it: the machine's speed changes within minutes."""
+
+    step: Cost
+    copy: Cost
+    orjson: tuple[Cost, Cost]
+
+    def times(self) -> tuple[float, float]:
+        """How many times as fast as orjson alone, and by processor time."""
+        return (
+            statistics.mean(cost.seconds for cost in self.orjson) / self.step.seconds,
+            statistics.mean(cost.busy for cost in self.orjson) / self.step.busy,
+        )
+
+
 def main(folder: Path, sizes: tuple[int, ...] = SIZES) -> None:
     """Print rates, peak memory, and ratios of the time (of the processor time) for each size."""
     cores = os.sched_getaffinity(0)
     for rows in sizes:
         data = make_rows(folder / f"rows-{rows}.jsonl", rows)
-        size = data.stat().st_size / 1e6
-        least = _least(
-            {
-                "datasets": [sys.executable, "-c", DATASETS],
-                "copy": [sys.executable, "-c", COPY],
-                "orjson": [sys.executable, "-c", PARSE],
-                "step": STEP,
-                "step, one core": ["taskset", "-c", str(min(cores)), *STEP],
-            },
-            data,
-            folder,
-        )
-        print(f"dataset    {rows:,} rows, {size:,.0f} MB, {len(cores)} cores")
-        for name, cost in least.items():
-            ratios = ", ".join(
-                f"{least[other].seconds / cost.seconds:.2f} ({least[other].busy / cost.busy:.2f}) {other}"
-                for other in ("datasets", "copy", "orjson")
-                if other != name
-            )
-            print(
-                f"  {name:14} {cost.seconds:7.2f} s {cost.busy:7.2f} s CPU {rows / cost.seconds:10,.0f} rows/s "
-                f"{size / cost.seconds:7,.0f} MB/s {cost.megabytes:6,.0f} MB peak   times as fast as: {ratios}"
+        print(f"dataset    {rows:,} rows, {data.stat().st_size / 1e6:,.0f} MB, {len(cores)} cores")
+        # It takes as long as all others together, so once.
+        datasets = _cost([sys.executable, "-c", DATASETS], data, folder)
+        _show("datasets", datasets, data, rows)
+        one_core = ["taskset", "-c", str(min(cores))]
+        for name, prefix in (("step", []), ("step, one core", one_core)):
+            turns = [_turn([*prefix, *STEP], data, folder) for _ in range(TURNS)]
+            step, copy = (_median([getattr(turn, of) for turn in turns]) for of in ("step", "copy"))
+            ratios = {
+                "datasets": (datasets.seconds / step.seconds, datasets.busy / step.busy),
+                "copying": (copy.seconds / step.seconds, copy.busy / step.busy),
+                "orjson": tuple(
+                    map(statistics.median, zip(*(turn.times() for turn in turns), strict=True))
+                ),
+            }
+            told = ", ".join(f"{wall:.2f} ({busy:.2f}) {of}" for of, (wall, busy) in ratios.items())
+            _show(name, step, data, rows, f"   times as fast as: {told}")
+            _show(
+                "orjson beside",
+                _median([cost for turn in turns for cost in turn.orjson]),
+                data,
+                rows,
             )
 
 
@@ -113,32 +130,41 @@ def _text(numbers: random.Random, words: int) -> str:
     return " ".join(numbers.choices(WORDS, k=numbers.randint(words // 2, words * 2)))
 
 
-def _least(contenders: dict[str, list[str]], data: Path, folder: Path) -> dict[str, Cost]:
-    """The least that each took in turns, so that another load on the machine meets them alike."""
-    costs: dict[str, list[Cost]] = {name: [] for name in contenders}
-    for turn in range(TURNS):
-        for name, command in contenders.items():
-            if name == "datasets" and turn:  # it takes as long as all others together
-                continue
-            out = folder / "out"
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir()
-            words = [f"--workspace={out}", f"--data-uri={data}"]
-            arguments = words if "steps.dataset" in command else [str(data), str(out)]
-            costs[name].append(_cost([*command, *arguments]))
-    return {
-        name: Cost(
-            min(cost.seconds for cost in several),
-            min(cost.busy for cost in several),
-            max(cost.megabytes for cost in several),
-        )
-        for name, several in costs.items()
-    }
+def _turn(step: list[str], data: Path, folder: Path) -> Turn:
+    copy = _cost([sys.executable, "-c", COPY], data, folder)
+    before = _cost([sys.executable, "-c", PARSE], data, folder)
+    cost = _cost(step, data, folder)
+    after = _cost([sys.executable, "-c", PARSE], data, folder)
+    return Turn(cost, copy, (before, after))
 
 
-def _cost(command: list[str]) -> Cost:
+def _median(costs: list[Cost]) -> Cost:
+    return Cost(
+        statistics.median(cost.seconds for cost in costs),
+        statistics.median(cost.busy for cost in costs),
+        max(cost.megabytes for cost in costs),
+    )
+
+
+def _show(name: str, cost: Cost, data: Path, rows: int, ratios: str = "") -> None:
+    size = data.stat().st_size / 1e6
+    print(
+        f"  {name:14} {cost.seconds:7.2f} s {cost.busy:7.2f} s CPU {rows / cost.seconds:10,.0f} rows/s "
+        f"{size / cost.seconds:7,.0f} MB/s {cost.megabytes:6,.0f} MB peak{ratios}"
+    )
+
+
+def _cost(command: list[str], data: Path, folder: Path) -> Cost:
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    words = (
+        [f"--workspace={out}", f"--data-uri={data}"] if "steps.dataset" in command else [data, out]
+    )
     begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begun
     process.returncode = os.waitstatus_to_exitcode(status)

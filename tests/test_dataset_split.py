@@ -233,3 +233,13 @@ def test_copies_of_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
     assert result.metrics["rows_train"] == 12
     assert result.metrics["rows_eval"] == 3
     assert result.metrics["rows_duplicate"] == 3
+
+
+def test_very_long_chats_count_among_short_ones(tmp_path: Path) -> None:
+    lengths = (2, 64, 66, 500, 2)
+    several = [{"messages": turns(*(f"{n}: {i}" for i in range(n)))} for n in lengths]
+    several[1]["messages"] += turns("one more")
+    result = prepare(tmp_path / "run", write(tmp_path / "in.jsonl", several), deduplicate="none")
+    found = result.details["statistics"]
+    assert found["turns"] == {"minimum": 2, "median": 65, "p95": 500, "maximum": 500}
+    assert found["roles"] == {"user": 318, "assistant": 317}

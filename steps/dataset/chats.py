@@ -7,9 +7,10 @@ byte for byte, because a number that Python reads and writes again may come out 
 
 import functools
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import orjson
@@ -44,6 +45,8 @@ _TEXTS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _MOST_TURNS = 0xFFFF
 """As many as two bytes can tell."""
+_USUAL_TURNS = 64
+"""Chats of more are looked at closely, which costs them little beside their length."""
 _SHOWN_OF_LONG = 1000
 """Bytes of a row that is too long."""
 
@@ -95,7 +98,7 @@ class Chats:
     """Canonical JSON and a newline for each row that is REWRITTEN."""
     kept: Kept = field(default_factory=Kept)
     rejected: list[Rejected] = field(default_factory=list)
-    roles: dict[tuple[str, ...], int] = field(default_factory=dict)
+    roles: "Counter[tuple[str, ...]]" = field(default_factory=Counter)
     """How many chats have this sequence of roles."""
     with_tools: int = 0
     """Chats in which tools are offered or called."""
@@ -109,7 +112,7 @@ class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class _Plain(msgspec.Struct, gc=False, omit_defaults=True):
     """What most rows are: messages of text. Keys of no meaning here are skipped without a look."""
 
-    messages: list[_Message]
+    messages: Annotated[list[_Message], msgspec.Meta(max_length=_USUAL_TURNS)]
     # Those that have a meaning are left to the slower reading below: this one takes only null.
     system: None = None
     tools: None = None
@@ -121,6 +124,26 @@ class _Chat(NamedTuple):
     roles: tuple[str, ...]
     characters: int
     tools: bool
+
+
+class _Opening(dict[str, "_Opening"]):
+    """Chats that begin with the same roles; those that go on are found by their next role.
+
+    Following a chat through this tree takes half the time of counting tuples of roles.
+    """
+
+    __slots__ = ("chats", "fault", "roles")
+
+    def __init__(self, *roles: str) -> None:
+        self.roles = roles
+        self.fault = _order(roles)
+        """What is wrong with a chat that ends here."""
+        self.chats = 0
+        """Chats that do."""
+
+    def __missing__(self, role: str) -> "_Opening":
+        self[role] = longer = _Opening(*self.roles, role)
+        return longer
 
 
 _decode_plain = msgspec.json.Decoder(_Plain).decode
@@ -139,8 +162,9 @@ def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = Fals
     is REWRITTEN: for rows that stand in no file as they are given here.
     """
     found = Chats()
-    places, rewritten, sequences = found.places, found.rewritten, found.roles
+    places, rewritten = found.places, found.rewritten
     digests, characters, turns = found.kept.digests, found.kept.characters, found.kept.turns
+    start = _Opening()
     decode = _decode_plain if schema in ("auto", "messages") else _decode_nothing
     encoded = bytearray()  # one for all: most rows are canonical, and need no bytes of their own
     # The step's time is spent here, so a row as most are is read without a call of ours, and let go
@@ -155,16 +179,15 @@ def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = Fals
             plain = decode(row)
         except (ValueError, RecursionError):  # of msgspec and of UTF-8
             plain = _NOTHING
-        said, length = [], 0
+        said, length = start, 0
         for message in plain.messages:
             content = message.content
             if not content or content.isspace():
                 break
-            said.append(message.role)
+            said = said[message.role]
             length += len(content)
         else:
-            roles = tuple(said)
-            if roles in sequences or not _order(roles):
+            if not said.fault:
                 _encode_into(plain, encoded)
                 encoded += b"\n"
                 if encoded == row and not rewrite:
@@ -176,8 +199,8 @@ def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = Fals
                     rewritten.append(line)
                     digests.append(_digest(line))
                 characters.append(length)
-                turns.append(min(len(said), _MOST_TURNS))
-                sequences[roles] = sequences.get(roles, 0) + 1
+                turns.append(len(said.roles))
+                said.chats += 1
                 continue
         if not row or row.isspace():
             places.append(NO_CHAT)
@@ -196,8 +219,13 @@ def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = Fals
         digests.append(_digest(chat.line))
         characters.append(chat.characters)
         turns.append(min(len(chat.roles), _MOST_TURNS))
-        sequences[chat.roles] = sequences.get(chat.roles, 0) + 1
+        found.roles[chat.roles] += 1
         found.with_tools += chat.tools
+    openings = [start]
+    for said in openings:
+        openings += said.values()
+        if said.chats:
+            found.roles[said.roles] += said.chats
     return found
 
 
