@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from awscrt import checksums
@@ -116,6 +117,14 @@ def test_ambient_credentials_are_the_sdks_own(
     assert "finds neither a role nor a web identity nor keys" in told
 
 
+def test_a_profile_that_does_not_exist_is_a_configuration_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobodys")
+    told = refusal(tmp_path, URI, ConfigError, s3_auth="ambient")
+    assert "(nobodys)" in told and "check AWS_PROFILE" in told
+
+
 def test_anonymous_access_is_refused_where_a_bucket_is_not_public(tmp_path: Path) -> None:
     told = refusal(tmp_path, URI, CredentialsError, s3_auth="anonymous")
     assert "the bucket is not public" in told
@@ -187,6 +196,8 @@ class Failing(BaseHTTPRequestHandler):
     """Kind of the checksum that is sent; else the ETag is one."""
     parts = False
     """Whether the object was uploaded in parts: its ETag is no digest of the whole."""
+    part = 0
+    """Bytes of the parts by which it was uploaded, where the server tells: the ETag is of their digests."""
     bare = False
     """Whether neither length nor ETag are sent."""
     ranges = True
@@ -207,7 +218,9 @@ class Failing(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.send_header("Content-Length", str(len(body)))
-        if self.parts:
+        if self.part:
+            self.send_header("ETag", self.etag_of_parts())
+        elif self.parts:
             self.send_header("ETag", '"9bb58f26192e4ba00f01e2e7b136bbd8-2"')
         elif not self.bare:
             self.send_header("ETag", f'"{hashlib.md5(self.content).hexdigest()}"')
@@ -225,6 +238,24 @@ class Failing(BaseHTTPRequestHandler):
             body = body[:500]
             self.close_connection = True
         self.wfile.write(body.replace(b"answer", b"ANSWER") if act == "lie" else body)
+
+    def pieces(self) -> list[bytes]:
+        return [self.content[i : i + self.part] for i in range(0, len(self.content), self.part)]
+
+    def etag_of_parts(self) -> str:
+        digests = [hashlib.md5(piece).digest() for piece in self.pieces()]
+        return f'"{hashlib.md5(b"".join(digests)).hexdigest()}-{len(digests)}"'
+
+    def do_HEAD(self) -> None:
+        if not self.part:
+            self.send_error(501)
+            return
+        pieces = self.pieces()
+        number = int(parse_qs(urlsplit(self.path).query)["partNumber"][0])
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(pieces[number - 1])))
+        self.send_header("x-amz-mp-parts-count", str(len(pieces)))
+        self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name
         """Stay silent."""
@@ -311,6 +342,35 @@ def test_bytes_that_do_not_fit_their_checksum_are_fetched_again(
     failing.plan[:] = ["serve", "lie", "lie"]
     with pytest.raises(DataError, match=f"corrupt: its {told}"):
         prepare(tmp_path / "b", URI, data_split=1.0)
+
+
+def test_bytes_of_an_object_in_parts_that_do_not_fit_its_etag_are_fetched_again(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.part = len(failing.content) // 3 - 1
+    failing.plan[:] = ["serve", "lie", "drop"]
+    prepare(tmp_path / "a", URI, data_split=1.0)
+    assert rows(tmp_path / "a") == ROWS
+    assert failing.asked == ["", "", "", "bytes=500-"]
+    failing.plan[:] = ["serve", "lie", "lie"]
+    with pytest.raises(DataError, match=r"corrupt: its md5 is [0-9a-f]+-4, the server says"):
+        prepare(tmp_path / "b", URI, data_split=1.0)
+
+
+@pytest.mark.parametrize("algorithm", ["SHA1", "SHA256", None])
+@pytest.mark.parametrize("sizes", [(5, 5, 5, 1), (5, 11), (6, 5, 5)])
+def test_an_object_in_parts_of_whatever_sizes_is_read(
+    tmp_path: Path, server: S3, algorithm: str | None, sizes: tuple[int, ...]
+) -> None:
+    """With the digests that the server itself makes of them."""
+    text = {"role": "user", "content": "long " * 1000}
+    many = [{"messages": [text, *chat(number)["messages"]]} for number in range(3300)]
+    content = jsonl(many)
+    ends = [sum(sizes[: i + 1]) << 20 for i in range(len(sizes) - 1)]
+    parts = [content[a:b] for a, b in zip([0, *ends], [*ends, len(content)], strict=True)]
+    server.put_in_parts("large.jsonl", parts, algorithm)
+    prepare(tmp_path, f"s3://{BUCKET}/large.jsonl", data_split=1.0)
+    assert rows(tmp_path) == many
 
 
 def test_a_server_that_is_not_there_is_transient(

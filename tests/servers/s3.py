@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -69,6 +69,21 @@ class S3:
     def put(self, key: str, content: bytes, **options: str) -> None:
         """Store an object."""
         self.client.put_object(Bucket=BUCKET, Key=key, Body=content, **options)  # type: ignore[arg-type]
+
+    def put_in_parts(self, key: str, parts: list[bytes], algorithm: str | None) -> None:
+        """Store an object as those do who upload large ones."""
+        client: Any = self.client
+        where = {"Bucket": BUCKET, "Key": key}
+        kind = {"ChecksumAlgorithm": algorithm} if algorithm else {}
+        where["UploadId"] = client.create_multipart_upload(**where, **kind)["UploadId"]
+        done = []
+        for number, part in enumerate(parts, start=1):
+            answer = client.upload_part(**where, **kind, PartNumber=number, Body=part)
+            kept = {
+                name: answer[name] for name in ("ETag", f"Checksum{algorithm}") if name in answer
+            }
+            done.append({"PartNumber": number, **kept})
+        client.complete_multipart_upload(**where, MultipartUpload={"Parts": done})
 
     def __enter__(self) -> "S3":
         port = self.url.rpartition(":")[2]

@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from steps import files
 from steps.dataset.sources import DataFile
@@ -35,6 +35,42 @@ class Body:
     """Tells this version of the file from others; empty where the server gives nothing."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """What the server says the whole file's digests are: hashlib's name of it -> hex."""
+    part: int = 0
+    """Bytes of the parts whose digests these are the digests of, `-` and their number behind; 0 if
+    they are of the whole at once."""
+
+
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class _InParts:
+    """The digest that S3 gives of an object which was uploaded in parts: that of their digests.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._size = name, size
+        self._parts = [hashlib.new(name)]
+        self._room = size
+
+    def update(self, data: bytes) -> None:
+        """Take the bytes that come next."""
+        rest = memoryview(data)
+        while rest:
+            if not self._room:
+                self._parts.append(hashlib.new(self._name))
+                self._room = self._size
+            self._parts[-1].update(rest[: self._room])
+            taken = min(len(rest), self._room)
+            rest, self._room = rest[taken:], self._room - taken
+
+    def hexdigest(self) -> str:
+        """Hex, `-` and the number of parts."""
+        of_parts = b"".join(part.digest() for part in self._parts)
+        return f"{hashlib.new(self._name, of_parts).hexdigest()}-{len(self._parts)}"
 
 
 class Download:
@@ -86,12 +122,17 @@ class Download:
         body = self._open(offset, etag)
         if body.offset not in (0, offset):
             raise DataError(f"{self.name}: asked for bytes from {offset}, got {body.offset}")
-        digests = {name: hashlib.new(name) for name in {"sha256", *body.digests}}
+        whole = hashlib.sha256()
+        promised: dict[str, _Digest] = {
+            name: _InParts(name, body.part) if body.part else hashlib.new(name)
+            for name in body.digests
+        }
+        digests = [whole, *promised.values()]
         files.write(self._receipt, json.dumps({"etag": body.etag}))
         with self._partial.open("r+b" if body.offset else "wb") as file:
             while file.tell() < body.offset:
                 here = file.read(min(1 << 20, body.offset - file.tell()))
-                for digest in digests.values():
+                for digest in digests:
                     digest.update(here)
             try:
                 self._take(body, file, digests)
@@ -105,17 +146,17 @@ class Download:
             file.flush()
             os.fsync(file.fileno())
         for name, expected in body.digests.items():
-            if (found := digests[name].hexdigest()) != expected.lower():
+            if (found := promised[name].hexdigest()) != expected.lower():
                 self._refuse(f"its {name} is {found}, the server says {expected.lower()}")
         self._partial.replace(self.path)
-        receipt = {"etag": body.etag, "sha256": digests["sha256"].hexdigest()}
+        receipt = {"etag": body.etag, "sha256": whole.hexdigest()}
         files.write(self._receipt, json.dumps(receipt))
 
-    def _take(self, body: Body, file: IO[bytes], digests: "Mapping[str, hashlib._Hash]") -> None:
+    def _take(self, body: Body, file: IO[bytes], digests: Sequence[_Digest]) -> None:
         with progress(f"downloading {self.path.name[17:]}", body.size or 0, "bytes") as shown:
             for chunk in body.chunks:
                 file.write(chunk)
-                for digest in digests.values():
+                for digest in digests:
                     digest.update(chunk)
                 if body.size:
                     shown.update(file.tell())

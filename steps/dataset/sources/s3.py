@@ -185,13 +185,39 @@ class S3:
         begins, size = position(answer.get("ContentRange", ""))
         if size is None and "ContentLength" in answer:
             size = begins + answer["ContentLength"]
+        digests, part = _digests(answer), 0
+        # All or none are of an object in parts.
+        if number := max(
+            (int(digest.partition("-")[2] or 0) for digest in digests.values()), default=0
+        ):
+            part = self._size_of_parts(key, number, size)
+            digests = digests if part else {}
         return Body(
             chunks=self._chunks(answer["Body"]),
             offset=begins,
             size=size,
             etag=answer.get("ETag", ""),
-            digests=_digests(answer),
+            digests=digests,
+            part=part,
         )
+
+    def _size_of_parts(self, key: str, number: int, size: int | None) -> int:
+        """Bytes of each part but the last; 0 where the server does not tell, or they differ."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        sizes = []
+        for part in (1, number):
+            try:
+                answer = self._client.head_object(Bucket=self.bucket, Key=key, PartNumber=part)
+            except ClientError:  # not every server knows parts once they are put together
+                return 0
+            except BotoCoreError as error:
+                raise self._told(error, key) from error
+            if answer.get("PartsCount") != number:
+                return 0
+            sizes.append(answer["ContentLength"])
+        first, last = sizes
+        return first if last <= first and first * (number - 1) + last == size else 0
 
     def _chunks(self, body: Any) -> Iterator[bytes]:
         from botocore.exceptions import (
@@ -222,6 +248,8 @@ class S3:
                 f"{where}: S3 credentials missing: --s3-auth ambient finds neither a role nor a "
                 "web identity nor keys; give the pod's service account one"
             )
+        if isinstance(error, boto.ProfileNotFound | boto.ConfigParseError):
+            return ConfigError(f"{where}: {error}; check AWS_PROFILE and AWS_CONFIG_FILE")
         if isinstance(error, boto.SSLError):
             return ConfigError(
                 f"{where}: the server's certificate is not trusted; "
@@ -272,15 +300,17 @@ class _ChangedError(DataError):
 
 
 def _digests(answer: Mapping[str, Any]) -> dict[str, str]:
-    """The object's own digests, where they are of the whole object."""
+    """The object's own digests; those of its parts' digests have `-` and the number of parts behind."""
     found = {}
-    if answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
-        for name in ("sha256", "sha1"):
-            found[name] = from_base64(answer.get(f"Checksum{name.upper()}", ""))
+    for name in ("sha256", "sha1"):
+        value, dash, parts = answer.get(f"Checksum{name.upper()}", "").partition("-")
+        if digest := from_base64(value):
+            found[name] = f"{digest}{dash}{parts}"
     etag = answer.get("ETag", "").strip('"')
-    # https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html: only without KMS and SSE-C,
-    # and not of an object that was uploaded in parts, is the ETag its MD5.
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html: with KMS and SSE-C the ETag is
+    # no MD5. One of a single part is random on some servers.
     sealed = answer.get("ServerSideEncryption", "AES256") != "AES256"
-    if re.fullmatch("[0-9a-f]{32}", etag) and not sealed and not answer.get("SSECustomerAlgorithm"):
+    known = not sealed and not answer.get("SSECustomerAlgorithm")
+    if known and re.fullmatch("[0-9a-f]{32}(-([2-9]|[1-9][0-9]+))?", etag):
         found["md5"] = etag
-    return {name: value for name, value in found.items() if value}
+    return found
