@@ -213,6 +213,58 @@ def test_a_row_of_absurd_length_is_refused_and_the_rest_read(tmp_path: Path, pac
     assert (rejected["line"], rejected["reason"]) == (2, "longer than 16 MiB")
 
 
+def test_an_array_is_read_whole_wherever_its_pieces_end(tmp_path: Path) -> None:
+    numbers = random.Random(7)
+    tricky = '"}, {"messages": [}], ] \\" {"x":\\'
+
+    def value(depth: int) -> Any:
+        kind = numbers.randrange(6 if depth else 2)
+        if kind < 2:
+            return tricky * numbers.randrange(3)
+        if kind < 4:
+            return [value(depth - 1) for _ in range(numbers.randrange(4))]
+        return {key: value(depth - 1) for key in numbers.sample(("messages", "x", "y"), 2)}
+
+    for indent in (None, 0, 3):
+        lengths = [*numbers.choices((0, 100, 40_000), k=150), PIECE * 3]
+        numbers.shuffle(lengths)
+        elements: list[Any] = [
+            {"messages": value(3), "x": tricky + "a" * length} for length in lengths
+        ]
+        elements[50:50] = [None, 7, "text", [], [{"messages": []}, {"messages": tricky}], {}]
+        path = tmp_path / "in.json"
+        path.write_text(f" \n{json.dumps(elements, indent=indent)} \n")
+        found = [row for piece in reader.pieces("in.json", path) for row in piece.rows()]
+        assert [json.loads(row) for row in found] == elements
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("keys", [("x",), ("x", "y", "z")])
+def test_an_array_is_read_a_piece_at_a_time(
+    tmp_path: Path, indent: int | None, keys: tuple[str, ...]
+) -> None:
+    elements = [
+        {keys[number % len(keys)]: 1, **chat(f"{number} {'x' * 999}")} for number in range(5000)
+    ]
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps(elements, indent=indent))
+    sizes = [piece.size for piece in reader.pieces("in.json", path)]
+    assert sum(sizes) == path.stat().st_size
+    assert max(sizes) <= PIECE * 2
+
+
+def test_a_fault_deep_in_an_array_is_told_by_its_line(tmp_path: Path) -> None:
+    text = json.dumps([chat("x" * 1000) for _ in range(3000)], indent=1)
+    lines = text.splitlines()
+    lines[20_000] = lines[20_000].replace(":", ";").replace("}", "]")
+    (tmp_path / "in.json").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"in\.json:20001: the JSON array is broken: JSON is malf"):
+        prepare(tmp_path / "run", tmp_path / "in.json")
+    (tmp_path / "in.json").write_text(text + text)
+    with pytest.raises(DataError, match=rf"in\.json:{len(lines)}: .* broken: .*trailing"):
+        prepare(tmp_path / "run", tmp_path / "in.json")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [

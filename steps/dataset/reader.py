@@ -8,18 +8,21 @@ import codecs
 import csv
 import io
 import json
-import mmap
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum, auto
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from steps.dataset.chats import SURPLUS
 from steps.dataset.pieces import LONGEST_ROW, PIECE, Block, Range
 from steps.errors import DataError
+
+if TYPE_CHECKING:
+    import msgspec
 
 COLUMNS = ("messages", "conversations", "prompt", "completion", "instruction", "input", "output",
            "history", "system", "tools", "unmask")  # fmt: skip
@@ -28,6 +31,12 @@ COLUMNS = ("messages", "conversations", "prompt", "completion", "instruction", "
 _ROWS = 500
 """Rows of a table that are taken at a time, where they are short."""
 _HEAD = 64 << 10
+_OPENING = re.compile(rb'\s*(\{\s*"[^"\\]+")')
+"""How the first element of an array begins, where it is an object."""
+_BETWEEN = 1 << 10
+"""Bytes of white space that are looked through between two elements of an array."""
+_MOST_CUTS = 100
+"""Places of a piece that are tried before more is read; fewer of a longer one: each takes as long as it."""
 
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2",
                  b"\x50\x2a\x4d\x18": "zstd"}  # fmt: skip  # the last is pzstd's, before each frame
@@ -157,25 +166,64 @@ def _lines(name: str, path: Path, compression: str | None) -> Iterator[Block]:  
 
 
 def _array(name: str, path: Path, compression: str | None) -> Iterator[Block]:
+    file, position = _open(path, compression)
+    with file:
+        done = 0
+        for lines in _grouped(_elements(name, file)):
+            yield Block(lines, position() - done, "row")
+            done = position()
+
+
+def _elements(name: str, file: IO[bytes]) -> Iterator[bytes]:
+    """The elements of a JSON array that is read a piece at a time."""
+    before, _, text = file.read(_HEAD).removeprefix(codecs.BOM_UTF8).partition(b"[")
+    newlines = before.count(b"\n")
+    first = _OPENING.match(text)
+    opening = first[1] if first else b"{"
+    while data := file.read(max(PIECE, len(text))):  # twice as much where an element is longer
+        text += data
+        tries = max(_MOST_CUTS * PIECE // len(text), 2)
+        for cut in islice(_cuts(text, opening), tries):
+            rows = _decoded(name, newlines, text[:cut], b"]")
+            if rows is not None:
+                yield from map(bytes, rows)
+                newlines += text.count(b"\n", 0, cut)
+                text = text[cut + 1 :]
+                break
+    yield from map(bytes, _decoded(name, newlines, text) or ())
+
+
+def _cuts(text: bytes, opening: bytes) -> Iterator[int]:
+    """Commas that may stand between two elements, the last one first.
+
+    Most often the next element begins as the first one did; else any object may be it.
+    """
+    for begun in dict.fromkeys((opening, b"{")):
+        at = len(text)
+        while (at := text.rfind(begun, 0, at)) > 0:
+            start = max(at - _BETWEEN, 0)
+            between = text[start:at].rstrip()
+            if between.endswith(b","):
+                yield start + len(between) - 1
+
+
+def _decoded(name: str, newlines: int, text: bytes, end: bytes = b"") -> "list[msgspec.Raw] | None":
+    """The elements of a part of an array; None where it was cut off within one of them.
+
+    It lies behind so many `newlines` of the file, and has no `end`, if it is not the last.
+    """
     import msgspec
 
-    if compression:
-        with _open(path, compression)[0] as stream:
-            data: bytes | mmap.mmap = stream.read()
-    else:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    view = memoryview(data)[len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0 :]
     try:
-        rows = msgspec.json.decode(view, type=list[msgspec.Raw])
+        return msgspec.json.decode(b"[" + text + end, type=list[msgspec.Raw])
     except (ValueError, RecursionError) as error:
-        place = re.search(r"\(byte (\d+)\)", str(error))
-        at = int(place[1]) if place else len(data)
-        line = data[:at].count(b"\n") + 1
-        raise DataError(f"{name}:{line}: the JSON array is broken: {error}") from error
-    share = path.stat().st_size // max(len(rows), 1)
-    for lines in _grouped(map(bytes, rows)):
-        yield Block(lines, share * len(lines), "row")
+        place = re.search(r" \(byte (\d+)\)$", str(error))
+        at = int(place[1]) - 1 if place else len(text)
+        if end and at >= len(text) and not isinstance(error, RecursionError):
+            return None
+        line = newlines + text.count(b"\n", 0, max(at, 0)) + 1
+        problem = str(error).removesuffix(place[0] if place else "")
+        raise DataError(f"{name}:{line}: the JSON array is broken: {problem}") from error
 
 
 def _csv(name: str, path: Path, compression: str | None) -> Iterator[Block]:
