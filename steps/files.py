@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,8 +100,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sha256(path: Path) -> str:
-    """The file's digest, in hex."""
+def sha256(path: Path, stopped: threading.Event | None = None) -> str:
+    """The file's digest, in hex. Raises InterruptedError when it is stopped before the end."""
     digest = hashlib.sha256()
     # Not by hashlib.file_digest: its buffer is so large that it gets pages of its own, and to copy
     # to where these begin takes some processors five times as long
@@ -109,6 +110,8 @@ def sha256(path: Path) -> str:
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
         while read := file.readinto(buffer):
+            if stopped and stopped.is_set():
+                raise InterruptedError(f"{path}: stopped")
             digest.update(view[:read])
     return digest.hexdigest()
 

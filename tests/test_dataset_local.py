@@ -239,3 +239,17 @@ def test_a_killed_run_ends_as_one_that_was_not_killed(tmp_path: Path) -> None:
         expected = (tmp_path / "whole" / "dataset" / name).read_bytes()
         assert (run / "dataset" / name).read_bytes() == expected
     assert sorted(p.name for p in spool.iterdir()) == ["eval.jsonl", "train.jsonl"]
+
+
+def test_a_step_that_is_terminated_does_not_read_a_huge_file_to_its_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", map(chat, range(1000)))
+    os.truncate(path, 1 << 40)  # all but the beginning is a hole
+    arguments = [f"--workspace={tmp_path / 'run'}", f"--data-uri={path}"]
+    with subprocess.Popen([sys.executable, "-m", "steps.dataset", *arguments]) as step:
+        while not [*(tmp_path / "run").glob("dataset/.work-*/spool")]:
+            assert step.poll() is None
+        step.terminate()
+        try:
+            assert step.wait(timeout=60) == 143  # to read it takes ten minutes
+        finally:
+            step.kill()

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,13 +53,15 @@ def prepare(params: DatasetParams, run: Run) -> Result:
         with intake.workers(size) as pool:
             # Threads come after the workers, which are forked, and end after the writing.
             beside = ThreadPoolExecutor(2)
-            # Whoever stops the step need not wait for the digests of all files.
+            # Whoever stops the step need not wait for the digests.
+            stopped = threading.Event()
             stack.callback(beside.shutdown, cancel_futures=True)
+            stack.callback(stopped.set)
             if pool:
                 beside.submit(_load_early)
             # hashlib lets other threads run, so digests cost little beside the reading.
             digests = {
-                file.path: beside.submit(_sha256, file)
+                file.path: beside.submit(_sha256, file, stopped)
                 for one in fetched.values()
                 for file in one.files
             }
@@ -181,8 +184,8 @@ def _load_early() -> None:
     report.template()
 
 
-def _sha256(file: DataFile) -> str:
-    return file.sha256 or files.sha256(file.path)
+def _sha256(file: DataFile, stopped: threading.Event) -> str:
+    return file.sha256 or files.sha256(file.path, stopped)
 
 
 def _described(
