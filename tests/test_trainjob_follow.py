@@ -600,6 +600,16 @@ def test_a_job_of_which_nothing_can_be_made_is_an_error_and_goes(here: Here) -> 
     assert not here.trainer.has_job()
 
 
+def test_a_runtime_that_the_trainer_does_not_support_is_an_error_of_the_set_up(here: Here) -> None:
+    step = here.follow()
+    here.trainer.submitted()
+    here.trainer.refuse_runtime("TrainingRuntime.trainer.kubeflow.org")
+    error = end_of(step)
+    assert isinstance(error, ConfigError)
+    assert "TrainingRuntimeNotSupported: unsupported runtime: TrainingRuntime.tr" in str(error)
+    assert "choose another --runtime" in str(error)
+
+
 def test_warnings_about_a_job_of_that_name_before_are_not_told(here: Here) -> None:
     message = "invalid runtime snapshot"
     old = {
