@@ -242,6 +242,26 @@ def test_a_server_that_is_asked_too_much_is_left_alone_for_as_long_as_it_says(he
     assert [overload.refused for overload in overloads] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (2 << 20, "too large (500): etcdserver: request is too large"),
+        (4 << 20, "too large (413): Request entity too large: limit is 3145728"),
+    ],
+)
+def test_a_job_that_is_too_large_is_sent_once_and_told_with_what_makes_it_so(
+    here: Here, size: int, told: str
+) -> None:
+    error = end_of(here.follow(made_of(env=[{"name": "LARGE", "value": "x" * size}])))
+    assert isinstance(error, ConfigError)
+    assert told in str(error)
+    assert f"of them --env-vars and the keys of train-env {size + 32:,}, --annotations" in str(
+        error
+    )
+    assert here.api.asked("POST", "/trainjobs") == 1
+    assert not here.trainer.has_job()
+
+
 def test_a_submission_whose_answer_is_lost_makes_no_second_job(here: Here) -> None:
     here.api.lose("POST", "/trainjobs")
     step, _ = here.running()
