@@ -105,8 +105,9 @@ def test_what_to_keep_reaches_every_process_by_the_jobs_file_and_secrets_do_not(
 def test_a_node_of_several_is_told_where_the_others_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch.distributed.run import config_from_args, parse_args
+    import torch.distributed.run
 
+    torchrun: Any = torch.distributed.run
     job = job_in(tmp_path)
     words = instructlab.command(
         job,
@@ -118,11 +119,12 @@ def test_a_node_of_several_is_told_where_the_others_are(
     assert "--disable_flash_attn" not in words
     # As torchrun itself reads them; it sets the variable where it is not set.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torchrun, *_ = config_from_args(parse_args(words[words.index("torch.distributed.run") + 1 :]))
-    assert (torchrun.min_nodes, torchrun.max_nodes, torchrun.nproc_per_node) == (4, 4, 8)
-    assert (torchrun.rdzv_backend, torchrun.rdzv_endpoint) == ("static", "job-node-0-0.job:29501")
+    flags = torchrun.parse_args(words[words.index("torch.distributed.run") + 1 :])
+    read, *_ = torchrun.config_from_args(flags)
+    assert (read.min_nodes, read.max_nodes, read.nproc_per_node) == (4, 4, 8)
+    assert (read.rdzv_backend, read.rdzv_endpoint) == ("static", "job-node-0-0.job:29501")
     # By itself torchrun gives up after 15 minutes, and the cluster may need days for all pods.
-    assert torchrun.rdzv_configs == {"rank": 2, "timeout": "604800"}
+    assert read.rdzv_configs == {"rank": 2, "timeout": "604800"}
 
 
 @pytest.mark.parametrize(

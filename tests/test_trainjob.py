@@ -345,6 +345,9 @@ def test_a_dry_run_prints_the_trainjob_of_a_shape_without_a_cluster(
     assert printed["kind"] == "TrainJob"
     assert field in printed["spec"]
     assert "&id" not in done.stdout
+    # What takes the fetched model is told of, and not shown as if it were empty.
+    assert "annotations sft.fingerprint" in done.stdout.splitlines()[0]
+    assert not printed["metadata"].get("annotations")
     assert printed["spec"]["trainer"]["image"] == bound()["worker_image"]
     assert "rows" in done.stderr
 
