@@ -421,6 +421,24 @@ def test_a_job_that_may_not_be_deleted_is_told_with_the_command_that_does(
     assert f"kubectl delete trainjob {trainer.name} -n team" in caplog.text
 
 
+def test_a_job_is_deleted_although_the_cluster_is_away_when_its_results_are_in_hand(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    trainer = Trainer(api, manifest.name(job[1]))
+    api.fail("DELETE", "/trainjobs", 503, times=2)
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.train, *job, PACE)
+        trainer.submitted()
+        trainer.make()
+        train_to(job[0].checkpoints, steps=2, rows=16)
+        job[0].model.mkdir()
+        trainer.complete()
+        assert len(step.result(60)) == 2
+    assert trainer.job["metadata"]["deletionTimestamp"]
+    trainer.collect()
+    assert not trainer.has_job()
+
+
 def test_results_that_are_in_hand_need_no_job(api: KubernetesServer, job: tuple[Job, Run]) -> None:
     train_to(job[0].checkpoints, steps=2, rows=16)
     job[0].model.mkdir()

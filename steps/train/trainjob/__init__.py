@@ -60,9 +60,9 @@ def train(job: Job, run: Run, pace: Pace | None = None) -> list[Point]:
     try:
         points = _results(job, pace)
     except StepError:
-        _delete(cluster, run)  # the next attempt would find it complete again
+        _delete(cluster, run, pace)  # the next attempt would find it complete again
         raise
-    _delete(cluster, run)
+    _delete(cluster, run, pace)
     return points
 
 
@@ -126,15 +126,15 @@ def _results(job: Job, pace: Pace) -> list[Point]:
         time.sleep(pace.first_wait)
 
 
-def _delete(cluster: "Cluster", run: Run) -> None:
+def _delete(cluster: "Cluster", run: Run, pace: Pace) -> None:
     """Delete what has ended: nothing else would, and Trainer may run it again."""
     from steps.train.trainjob import objects
 
-    name = manifest.name(run)
+    name, patience = manifest.name(run), Patience(pace)
     try:
-        job, _ = objects.find(cluster, name)
+        job, _ = patience.ask(lambda: objects.find(cluster, name), pace.submission)
         if job is not None:
-            objects.delete(cluster, job)
+            patience.ask(lambda: objects.delete(cluster, job), pace.submission)
             log.info("deleted TrainJob %s/%s", cluster.namespace, name)
     except StepError as error:
         log.warning(

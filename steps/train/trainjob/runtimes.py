@@ -8,7 +8,7 @@ from typing import Any
 from kubernetes import client
 
 from steps.entrypoint import Run
-from steps.errors import ConfigError, ExistsError, ForbiddenError, StepError
+from steps.errors import ConfigError, ExistsError, ForbiddenError, StepError, TransientError
 from steps.train.params import TrainParams
 from steps.train.trainjob import objects
 from steps.train.trainjob.cluster import TIMEOUT, Cluster
@@ -95,6 +95,8 @@ def owner(cluster: Cluster, run: Run) -> Object | None:
     try:
         with cluster.errors(f"get Pod {pod}"):
             found = api.read_namespaced_pod(pod, cluster.namespace, _request_timeout=TIMEOUT)
+    except TransientError:
+        raise  # without an owner the TrainJob would outlive its run; who asks again learns it
     except StepError as error:
         log.warning("the TrainJob will not be deleted with its run: %s", error)
         return None
