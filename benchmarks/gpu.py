@@ -121,7 +121,7 @@ def resume(folder: Path) -> None:
     job.write(job.file)
     metrics = job.checkpoints / instructlab.METRICS
     worker = _start(job)
-    while (state := checkpoints.newest(job.checkpoints)) is None:
+    while (state := checkpoints.newest(job.checkpoints, "GPU")) is None:
         _next(worker)
     _until(worker, job, state.step + STEPS_PAST_THE_STATE)
     worker.kill()

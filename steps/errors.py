@@ -13,6 +13,7 @@ The codes are those of sysexits.h, so a retry policy needs the number alone::
     ├── CredentialsError          77  a credential is missing or refused
     │   └── ForbiddenError        77  known to the cluster, but without the right
     └── ConfigError               78  the surroundings are set up wrongly
+        └── TooLargeError         78  a cluster does not take so much at once
 
 A message begins at the place that someone has to open and ends with what to do.
 """
@@ -82,6 +83,10 @@ class ConfigError(StepError):
     """The surroundings are set up wrongly: half a secret, no such runtime, a refused job."""
 
     exit_code = os.EX_CONFIG
+
+
+class TooLargeError(ConfigError):
+    """More was sent to a cluster than it takes at once."""
 
 
 class Terminated(SystemExit):

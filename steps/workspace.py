@@ -55,6 +55,11 @@ class Workspace:
         return self.root / "training" / "curve.jsonl"
 
     @property
+    def started(self) -> Path:
+        """Which TrainJob was started for this folder; there until it was seen to end."""
+        return self.root / "training" / "trainjob.json"
+
+    @property
     def base_model(self) -> Path:
         """Which base model this run resolved to, pinned when training first looked."""
         return self.root / "training" / "base.json"

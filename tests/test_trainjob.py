@@ -13,17 +13,18 @@ import pytest
 import yaml
 
 from steps.entrypoint import Run
-from steps.errors import StepError
+from steps.errors import ConfigError, StepError
 from steps.params import Bound
 from steps.train import trainjob
 from steps.train.backend import Job
 from steps.train.params import TrainParams
+from steps.train.started import Started
 from steps.train.trainjob import manifest
 from steps.train.trainjob.patience import Pace
 from tests.servers.kubernetes import KubernetesServer
-from tests.test_train import FAST, TRAIN, workspace_in
+from tests.test_train import FAST, TRAIN, train, workspace_in
 from tests.tiny import make_model
-from tests.trainer import JOBSET, NAMESPACE, Trainer, kinds
+from tests.trainer import JOBSET, NAMESPACE, Trainer, condition, kinds
 
 TOKEN = "a-token"
 METRICS = "training_params_and_metrics_global0.jsonl"
@@ -104,6 +105,11 @@ def started() -> Iterator[list["subprocess.Popen[str]"]]:
         step.communicate()
 
 
+def note_in(workspace: Path) -> Path:
+    """What tells of a TrainJob that was not seen to end."""
+    return workspace / "training" / "trainjob.json"
+
+
 def step_of(workspace: Path, base: Path) -> list[str]:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in bound().items()]
     own = ["--launcher=trainjob", "--trainer-api=v2.2", "--workers=1"]
@@ -165,11 +171,82 @@ def test_a_stopped_step_leaves_its_job_and_the_next_attempt_ends_it(
     assert json.loads((workspace / "train.json").read_text())["metrics"]["steps"] == 6
     assert (workspace / "model" / "config.json").exists()
     assert api.created("trainjobs") == 1
+    assert not note_in(workspace).exists()
     trainer.collect()
     assert not trainer.has_job()
     assert not api.all("pods", NAMESPACE)
     sent = json.dumps(api.bodies)
     assert TOKEN not in sent
+
+
+@pytest.mark.parametrize("launcher", ["local", "auto"])
+def test_a_folder_that_a_trainjob_may_be_at_work_in_is_not_trained_in_here(
+    api: KubernetesServer, tmp_path: Path, started: list["subprocess.Popen[str]"], launcher: str
+) -> None:
+    base, workspace = make_model(tmp_path / "base"), workspace_in(tmp_path)
+    trainer = Trainer(
+        api, manifest.name(Run(Bound.model_validate({"workspace": workspace, **bound()})))
+    )
+    step = start(workspace, base, started)
+    trainer.submitted()
+    step.send_signal(signal.SIGTERM)
+    step.communicate(timeout=60)
+    unreached = {"KUBERNETES_SERVER_URL": "", "KUBERNETES_AUTH_TOKEN": ""}
+    for more in (["--check"], []):
+        done = train(workspace, base, f"--launcher={launcher}", *more, **unreached)
+        assert done.returncode == 78, done.stderr
+        told = done.stderr
+        assert f"{note_in(workspace)}: TrainJob team/{trainer.name} ({api.url})" in told
+        assert f"kubectl delete trainjob {trainer.name} -n team --cascade=foreground" in told
+    assert (workspace / "checkpoints" / "job.json").exists()
+    api.delete("trainjobs", trainer.name, NAMESPACE)
+    note_in(workspace).unlink()
+    done = train(workspace, base, f"--launcher={launcher}", **unreached)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_another_trainjob_may_be_at_work_in_gets_no_second(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    other = Started("two-1a2b3c4d", NAMESPACE, api.url)
+    other.note(job[1].workspace)
+    params = job[0].params
+    with pytest.raises(ConfigError, match=r"TrainJob team/two-1a2b3c4d .*not seen to end"):
+        trainjob.check(params, job[1])
+    Started(manifest.name(job[1]), NAMESPACE, api.url).note(job[1].workspace)
+    trainjob.check(params, job[1])
+
+
+@pytest.mark.parametrize(
+    ("pod_is_over", "is_told_of"), [(True, False), (False, True)], ids=["ended", "saving"]
+)
+def test_a_failed_job_is_told_of_as_long_as_a_worker_may_write(
+    api: KubernetesServer, job: tuple[Job, Run], pod_is_over: bool, is_told_of: bool
+) -> None:
+    trainer = Trainer(api, manifest.name(job[1]))
+    pods = [f"{trainer.name}-node-0-{index}-abcde" for index in range(2)]
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.train, *job, PACE)
+        trainer.submitted()
+        trainer.make(2)
+        for pod in pods[: 1 if pod_is_over else 2]:
+            trainer.run(pod)
+        if pod_is_over:
+            api.delete("pods", pods[1], NAMESPACE)
+        trainer.end(pods[0], 78, message="out of memory")
+        trainer.status(condition("Failed", "True", "FailedJobs", "failed"), failed=1)
+        with pytest.raises(StepError, match="FailedJobs"):
+            step.result(60)
+    assert note_in(job[1].workspace.root).exists() == is_told_of
+
+
+def test_a_job_that_the_cluster_refused_is_not_told_of(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    api.fail("POST", "trainjobs", 422)
+    with pytest.raises(ConfigError, match="422"):
+        trainjob.train(*job, PACE)
+    assert not note_in(job[1].workspace.root).exists()
 
 
 def test_a_job_at_another_result_ends_before_its_checkpoints_are_forgotten(
@@ -268,6 +345,9 @@ def test_a_dry_run_prints_the_trainjob_of_a_shape_without_a_cluster(
     assert printed["kind"] == "TrainJob"
     assert field in printed["spec"]
     assert "&id" not in done.stdout
+    # What takes the fetched model is told of, and not shown as if it were empty.
+    assert "annotations sft.fingerprint" in done.stdout.splitlines()[0]
+    assert not printed["metadata"].get("annotations")
     assert printed["spec"]["trainer"]["image"] == bound()["worker_image"]
     assert "rows" in done.stderr
 
@@ -339,6 +419,24 @@ def test_a_job_that_may_not_be_deleted_is_told_with_the_command_that_does(
     assert [point.loss for point in points] == [1.0, 0.5]
     assert len(job[0].curve.read_text().splitlines()) == 2
     assert f"kubectl delete trainjob {trainer.name} -n team" in caplog.text
+
+
+def test_a_job_is_deleted_although_the_cluster_is_away_when_its_results_are_in_hand(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    trainer = Trainer(api, manifest.name(job[1]))
+    api.fail("DELETE", "/trainjobs", 503, times=2)
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.train, *job, PACE)
+        trainer.submitted()
+        trainer.make()
+        train_to(job[0].checkpoints, steps=2, rows=16)
+        job[0].model.mkdir()
+        trainer.complete()
+        assert len(step.result(60)) == 2
+    assert trainer.job["metadata"]["deletionTimestamp"]
+    trainer.collect()
+    assert not trainer.has_job()
 
 
 def test_results_that_are_in_hand_need_no_job(api: KubernetesServer, job: tuple[Job, Run]) -> None:

@@ -518,6 +518,9 @@ def test_the_workflow_that_owns_this_pod_owns_the_trainjob(
     cluster = reach(server, monkeypatch)
     monkeypatch.setenv("POD_NAME", "nightly-train-1")
     server.create("pods", a_pod("nightly-train-1", "u-1"))
+    server.fail("GET", "/pods/", 503)
+    with pytest.raises(TransientError):  # not sent without an owner for that
+        runtimes.owner(cluster, run_in(tmp_path))
     assert runtimes.owner(cluster, run_in(tmp_path)) == {
         "apiVersion": "argoproj.io/v1alpha1",
         "kind": "Workflow",

@@ -242,6 +242,26 @@ def test_a_server_that_is_asked_too_much_is_left_alone_for_as_long_as_it_says(he
     assert [overload.refused for overload in overloads] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (2 << 20, "too large (500): etcdserver: request is too large"),
+        (4 << 20, "too large (413): Request entity too large: limit is 3145728"),
+    ],
+)
+def test_a_job_that_is_too_large_is_sent_once_and_told_with_what_makes_it_so(
+    here: Here, size: int, told: str
+) -> None:
+    error = end_of(here.follow(made_of(env=[{"name": "LARGE", "value": "x" * size}])))
+    assert isinstance(error, ConfigError)
+    assert told in str(error)
+    assert f"of them --env-vars and the keys of train-env {size + 32:,}, --annotations" in str(
+        error
+    )
+    assert here.api.asked("POST", "/trainjobs") == 1
+    assert not here.trainer.has_job()
+
+
 def test_a_submission_whose_answer_is_lost_makes_no_second_job(here: Here) -> None:
     here.api.lose("POST", "/trainjobs")
     step, _ = here.running()
@@ -598,6 +618,16 @@ def test_a_job_of_which_nothing_can_be_made_is_an_error_and_goes(here: Here) -> 
     assert here.heard.count("JobSet name is too long") == 1
     here.trainer.collect()
     assert not here.trainer.has_job()
+
+
+def test_a_runtime_that_the_trainer_does_not_support_is_an_error_of_the_set_up(here: Here) -> None:
+    step = here.follow()
+    here.trainer.submitted()
+    here.trainer.refuse_runtime("TrainingRuntime.trainer.kubeflow.org")
+    error = end_of(step)
+    assert isinstance(error, ConfigError)
+    assert "TrainingRuntimeNotSupported: unsupported runtime: TrainingRuntime.tr" in str(error)
+    assert "choose another --runtime" in str(error)
 
 
 def test_warnings_about_a_job_of_that_name_before_are_not_told(here: Here) -> None:

@@ -112,7 +112,7 @@ def test_a_training_that_is_stopped_and_killed_neither_skips_nor_repeats_a_row(
     wait_for(nodes[0], job, 3)
     nodes[1].send_signal(signal.SIGTERM)
     assert [end(node)[0] for node in nodes] == [143, 143]
-    stopped = checkpoints.newest(job.checkpoints)
+    stopped = checkpoints.newest(job.checkpoints, "GPU")
     assert stopped is not None
     assert 3 <= stopped.step < 38
     assert instructlab.curve(job)[-1].step == stopped.step
@@ -124,7 +124,7 @@ def test_a_training_that_is_stopped_and_killed_neither_skips_nor_repeats_a_row(
     wait_for(worker, job, 50)
     worker.kill()
     worker.communicate()  # ends when no process of it holds the pipe any longer
-    killed = checkpoints.newest(job.checkpoints)
+    killed = checkpoints.newest(job.checkpoints, "GPU")
     assert killed is not None
     assert 45 <= killed.step < 76
     assert killed.step % 38

@@ -173,6 +173,13 @@ class Trainer:
         )
         self.status(condition("Failed", "True", reason, message), failed=1)
 
+    def refuse_runtime(self, reference: str) -> None:
+        """The Trainer has no plugin for the runtime: nothing is made of the TrainJob."""
+        refusal = condition(
+            "Failed", "True", "TrainingRuntimeNotSupported", f"unsupported runtime: {reference}"
+        )
+        self._patch("trainjobs", self.name, {"status": {"conditions": [refusal]}})
+
     def suspend(self, *, suspended: bool) -> None:
         """Kueue holds the job, or lets it go; the condition of then stays."""
         reason, message = ("Suspended", "TrainJob is suspended") if suspended else ("Resumed", "TrainJob is resumed")  # fmt: skip

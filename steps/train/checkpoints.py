@@ -1,8 +1,9 @@
-"""Full states of a training, and when to keep what: the same on CPU and GPU.
+"""Full states of a training, and when to keep what: the same on CPU and GPU, but for what is in a state.
 
 A state is a folder `state-<step>` in `checkpoints/`. It is written under another name and renamed
 when all of it is on the disk, and its last file says how large the others are: a state that was cut
-off, or an entry that something else has left there, is never taken for one. Only the newest is kept.
+off, or an entry that something else has left there, is never taken for one, nor is that of other
+hardware (`--launcher auto` may turn out otherwise elsewhere). Only the newest is kept.
 """
 
 import json
@@ -11,11 +12,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from steps import files
 from steps.train.backend import Job
 
 log = logging.getLogger(__name__)
+
+Hardware = Literal["CPU", "GPU"]
 
 _NAME = re.compile(r"state-(\d{9,})")
 _POSITION = "position.json"
@@ -30,12 +34,12 @@ class State:
     """Optimizer steps that were taken."""
 
 
-def newest(checkpoints: Path) -> State | None:
-    """The state to go on from, if there is one."""
+def newest(checkpoints: Path, by: Hardware) -> State | None:
+    """The state to go on from, if there is one; that of other hardware has other parts."""
     for folder, step in sorted(_states(checkpoints), key=lambda found: -found[1]):
-        if _is_whole(folder, step):
+        if _is_whole(folder, step, by):
             return State(folder, step)
-        log.warning("%s is not a whole training state: passed over", folder)
+        log.warning("%s is not a whole state of a training on a %s: passed over", folder, by)
     return None
 
 
@@ -57,11 +61,12 @@ def begin(checkpoints: Path) -> Path:
     return folder
 
 
-def keep(checkpoints: Path, step: int) -> None:
+def keep(checkpoints: Path, step: int, by: Hardware) -> None:
     """Make what was written the state after `step`, and remove the older ones."""
     folder = partial(checkpoints)
     _sync(folder)
-    files.write(folder / _POSITION, json.dumps({"step": step, "bytes": files.size(folder)}))
+    position = {"step": step, "bytes": files.size(folder), "by": by}
+    files.write(folder / _POSITION, json.dumps(position))
     target = state(checkpoints, step)
     files.replace_folder(folder, target)
     for older, _ in _states(checkpoints):
@@ -77,11 +82,11 @@ def _states(checkpoints: Path) -> list[tuple[Path, int]]:
     return [(path, int(found[1])) for path, found in named if found]
 
 
-def _is_whole(folder: Path, step: int) -> bool:
+def _is_whole(folder: Path, step: int, by: Hardware) -> bool:
     try:
         told = json.loads((folder / _POSITION).read_bytes())
         size = files.size(folder) - (folder / _POSITION).stat().st_size
-        return bool(told == {"step": step, "bytes": size})
+        return bool(told == {"step": step, "bytes": size, "by": by})
     except (OSError, ValueError):
         return False
 

@@ -300,7 +300,7 @@ class _States:
 
     def load(self) -> int:
         """Take over the newest state, if there is one; the steps that were taken."""
-        found = checkpoints.newest(self._folder)
+        found = checkpoints.newest(self._folder, "CPU")
         if found is None:
             return 0
         self._accelerator.load_state(str(found.folder))
@@ -312,7 +312,7 @@ class _States:
         with files.writing(checkpoints.state(self._folder, step)):
             folder = checkpoints.begin(self._folder)
             self._accelerator.save_state(str(folder), safe_serialization=True)
-            checkpoints.keep(self._folder, step)
+            checkpoints.keep(self._folder, step, "CPU")
 
 
 class _Saver:

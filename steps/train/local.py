@@ -10,6 +10,7 @@ from steps.flags import flag
 from steps.params import POD, in_pod, required_on_cluster_only
 from steps.train.backend import Job, Place, Point
 from steps.train.params import TrainParams
+from steps.train.started import refuse_another
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ def refusals(params: TrainParams) -> list[str]:
     return refused if has_gpu() else refused + _on_cpu(params)
 
 
-def check(params: TrainParams, run: Run) -> None:
-    """Nothing: what there is here, the parameters were held against."""
+def check(params: TrainParams, run: Run) -> None:  # noqa: ARG001
+    """Raise ConfigError where a TrainJob may be at work in the run's folder."""
+    refuse_another(run.workspace)
 
 
 def end_other(params: TrainParams, run: Run) -> None:

@@ -98,7 +98,7 @@ class _Training:
         """The state that rank 0 sees: on a shared volume others may not see the same yet."""
         import torch.distributed as dist
 
-        found = checkpoints.newest(self._job.checkpoints) if self._is_first else None
+        found = checkpoints.newest(self._job.checkpoints, "GPU") if self._is_first else None
         told = [(str(found.folder), found.step) if found else (None, 0)]
         dist.broadcast_object_list(told)
         return told[0]
@@ -168,7 +168,7 @@ class _Training:
     def _save_state(self) -> None:
         partial = self._begun()
         self._accelerator.save_state(partial)
-        self._ended(lambda: checkpoints.keep(self._job.checkpoints, self.step))
+        self._ended(lambda: checkpoints.keep(self._job.checkpoints, self.step, "GPU"))
         self._saved = time.monotonic()
 
     def _save_model(self, target: Path) -> None:

@@ -31,6 +31,7 @@ PATH = re.compile(
 )
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
+LARGEST_REQUEST, LARGEST_OBJECT = 3 << 20, 3 << 19
 TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,
@@ -270,6 +271,11 @@ class KubernetesServer:
             if not found or not kind:
                 raise Refusal(404, "", "404 page not found\n")
             namespace, name = found["namespace"] or "", found["name"] or ""
+            if len(body) > LARGEST_REQUEST:
+                words = f"Request entity too large: limit is {LARGEST_REQUEST}"
+                raise Refusal(413, "RequestEntityTooLarge", words)
+            if len(body) > LARGEST_OBJECT and "dryRun" not in query:
+                raise Refusal(500, "InternalError", "etcdserver: request is too large")
             verb = VERBS.get(method) or ("get" if name else "list")
             if found["log"]:
                 self._let_in(authorization, "get", replace(kind, plural="pods/log"))

@@ -4,11 +4,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from steps import files
 from steps.entrypoint import Run
 from steps.errors import StepError
 from steps.progress import progress
 from steps.train.backend import Job, Point
 from steps.train.params import TrainParams
+from steps.train.started import Started, refuse_another
 from steps.train.trainjob import limits, manifest
 from steps.train.trainjob.patience import Pace, Patience
 from steps.train.trainjob.plan import describe, place
@@ -33,6 +35,7 @@ def check(params: TrainParams, run: Run) -> None:
 
     cluster, pace = connect(params, run.bound.namespace), Pace()
     manifest.refuse_homeless(run)
+    refuse_another(run.workspace, own=(cluster.namespace, manifest.name(run)))
     Patience(pace).ask(lambda: runtimes.find(cluster, params), pace.first_look)
 
 
@@ -43,6 +46,7 @@ def end_other(params: TrainParams, run: Run, pace: Pace | None = None) -> None:
 
     cluster = connect(params, run.bound.namespace)
     submit.remove_other(cluster, manifest.name(run), run.fingerprint, pace or Pace())
+    _forget_if_ended(cluster, run)
 
 
 def train(job: Job, run: Run, pace: Pace | None = None) -> list[Point]:
@@ -56,9 +60,9 @@ def train(job: Job, run: Run, pace: Pace | None = None) -> list[Point]:
     try:
         points = _results(job, pace)
     except StepError:
-        _delete(cluster, run)  # the next attempt would find it complete again
+        _delete(cluster, run, pace)  # the next attempt would find it complete again
         raise
-    _delete(cluster, run)
+    _delete(cluster, run, pace)
     return points
 
 
@@ -69,6 +73,8 @@ def _run(cluster: "Cluster", job: Job, run: Run, pace: Pace) -> None:
     limits.tell(job.params)
     job.write(job.file)
     sent = Patience(pace).ask(lambda: _rendered(cluster, job, run), pace.submission)
+    # Before there is a job: an attempt that is killed as it sends one has told of it.
+    Started(manifest.name(run), cluster.namespace, cluster.where).note(run.workspace)
     with progress("training", job.steps, "steps") as shown:
 
         def show() -> None:
@@ -81,14 +87,18 @@ def _run(cluster: "Cluster", job: Job, run: Run, pace: Pace) -> None:
                 rate = f"{last.tokens_per_second:,.0f}"
                 shown.update(last.step, loss=f"{last.loss:.4f}", tokens_per_second=rate)
 
-        follow.run(
-            cluster,
-            sent,
-            limits=follow.Limits(job.params.memory, manifest.deadline(job.params)),
-            bookmark=job.checkpoints / "worker-log.json",
-            show=show,
-            pace=pace,
-        )
+        try:
+            follow.run(
+                cluster,
+                sent,
+                limits=follow.Limits(job.params.memory, manifest.deadline(job.params)),
+                bookmark=job.checkpoints / "worker-log.json",
+                show=show,
+                pace=pace,
+            )
+        except StepError:
+            _forget_if_ended(cluster, run)
+            raise
 
 
 def _rendered(cluster: "Cluster", job: Job, run: Run) -> manifest.Object:
@@ -116,15 +126,15 @@ def _results(job: Job, pace: Pace) -> list[Point]:
         time.sleep(pace.first_wait)
 
 
-def _delete(cluster: "Cluster", run: Run) -> None:
+def _delete(cluster: "Cluster", run: Run, pace: Pace) -> None:
     """Delete what has ended: nothing else would, and Trainer may run it again."""
     from steps.train.trainjob import objects
 
-    name = manifest.name(run)
+    name, patience = manifest.name(run), Patience(pace)
     try:
-        job, _ = objects.find(cluster, name)
+        job, _ = patience.ask(lambda: objects.find(cluster, name), pace.submission)
         if job is not None:
-            objects.delete(cluster, job)
+            patience.ask(lambda: objects.delete(cluster, job), pace.submission)
             log.info("deleted TrainJob %s/%s", cluster.namespace, name)
     except StepError as error:
         log.warning(
@@ -133,3 +143,15 @@ def _delete(cluster: "Cluster", run: Run) -> None:
             name,
             cluster.namespace,
         )
+    files.remove(run.workspace.started)
+
+
+def _forget_if_ended(cluster: "Cluster", run: Run) -> None:
+    """Take the note of the run's TrainJob away where nothing of it can write to the folder any more."""
+    from steps.train.trainjob import submit
+
+    try:
+        if submit.has_ended(cluster, manifest.name(run)):
+            files.remove(run.workspace.started)
+    except StepError as error:  # who is refused does not know, and the note stays
+        log.debug("%s", error)

@@ -24,6 +24,7 @@ from steps.errors import (
     ForbiddenError,
     NotThereError,
     StepError,
+    TooLargeError,
     TransientError,
 )
 from steps.secrets import environment
@@ -35,6 +36,8 @@ TIMEOUT = (10, 60)
 _POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """What Kubernetes tells a pod of its cluster; the token is not always among it."""
 _KUBECONFIG = "~/.kube/config"
+# Of the API server's store, which answers 500: asking again changes nothing.
+_TOO_LARGE = ("etcdserver: request is too large", "trying to send message larger than max")
 _LONGEST_TEXT = 500  # a proxy's error page says no more in the rest
 
 # Of the client only some is typed.
@@ -96,6 +99,8 @@ class Cluster:
             return NotThereError(f"{failed}: {words}")
         if status == 409:
             return ExistsError(f"{failed}: {words}")
+        if status == 413 or any(text in words for text in _TOO_LARGE):
+            return TooLargeError(f"{failed}: what was sent is too large ({status}): {words}")
         if status == 429 or status >= 500:
             return TransientError(f"{failed} for now ({status}): {words}")
         return ConfigError(f"{failed} ({status}): {words}")

@@ -98,6 +98,10 @@ def error(
     text = f"{where} failed: {failed.get('reason', '')}: {failed.get('message', '')}"
     if failed.get("reason") == "DeadlineExceeded":
         return ConfigError(f"{text}: raise the deadline, then run the same command to go on")
+    if failed.get("reason") == "TrainingRuntimeNotSupported":
+        return ConfigError(
+            f"{text}: the Trainer there does not know this kind of runtime: choose another --runtime"
+        )
     if stop is None:
         return StepError(
             f"{text}; its pods are gone or may not be read: kubectl describe trainjob, jobset and "

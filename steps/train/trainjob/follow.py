@@ -114,7 +114,7 @@ class _Following:
             pods = self._allowed("pods", lambda: objects.pods(self.cluster, self.job))
             self._note_stops(pods or ())
             phase = state.phase(job, pods)
-            if phase in ("complete", "failed"):
+            if phase in state.ENDS:
                 self.is_over = True
                 self.log.finish()
             self._tell_phase(phase, pods)

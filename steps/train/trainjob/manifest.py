@@ -30,6 +30,8 @@ NODE = "node"
 """Replicated job and container that Trainer gives the training's command to."""
 FINGERPRINT = "sft.fingerprint"
 """Annotation: of the result that the TrainJob makes. One with another is of another training."""
+SENT = "sft.sent"
+"""Annotation: a digest of what was asked for, which those who queue a job change in the job."""
 QUEUE = "kueue.x-k8s.io/queue-name"
 RESERVED = ("PET_", "SFT_")
 """Variables that begin so are set by Trainer and by us."""
@@ -202,7 +204,7 @@ def train_job(job: Job, run: Run, runtime: Runtime, owner: Object | None = None)
     return TrainJob(
         name=name(run),
         labels=labels | ({QUEUE: params.queue} if params.queue else {}),
-        annotations=annotations | {FINGERPRINT: run.fingerprint},
+        annotations=annotations | ({FINGERPRINT: run.fingerprint} if run.fingerprint else {}),
         owner=owner,
         runtime=runtime,
         nodes=params.workers,

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import urllib3
 from kubernetes import client
 
-from steps.errors import ExistsError, NotThereError, TransientError
+from steps.errors import ExistsError, NotThereError, TooLargeError, TransientError
 from steps.train.trainjob.cluster import TIMEOUT, Cluster
 from steps.train.trainjob.manifest import GROUP, NODE, PLURAL, VERSION, Object
 
@@ -45,20 +45,43 @@ def wait_for_change(cluster: Cluster, name: str, version: str, seconds: int) -> 
         next(answer.stream(), None)
 
 
-def create(cluster: Cluster, manifest: Mapping[str, Any]) -> Object:
-    """The TrainJob as it was created (ExistsError); what the server does not know is refused."""
+def create(cluster: Cluster, manifest: Mapping[str, Any], *, dry: bool = False) -> Object:
+    """The TrainJob as it was created (ExistsError); what the server does not know is refused.
+
+    A dry one is held against all that a real one is, and not kept.
+    """
     api: Any = client.CustomObjectsApi(cluster.api)
-    with cluster.errors(f"create TrainJob {manifest['metadata']['name']}"):
-        made: Object = api.create_namespaced_custom_object(
-            GROUP,
-            VERSION,
-            cluster.namespace,
-            PLURAL,
-            dict(manifest),
-            field_validation="Strict",
-            _request_timeout=TIMEOUT,
-        )
+    doing = f"{'try out' if dry else 'create'} TrainJob {manifest['metadata']['name']}"
+    try:
+        with cluster.errors(doing):
+            made: Object = api.create_namespaced_custom_object(
+                GROUP,
+                VERSION,
+                cluster.namespace,
+                PLURAL,
+                dict(manifest),
+                field_validation="Strict",
+                _request_timeout=TIMEOUT,
+                **({"dry_run": "All"} if dry else {}),
+            )
+    except TooLargeError as error:
+        raise TooLargeError(f"{error}; {_weights(manifest)}") from error
     return made
+
+
+def _weights(manifest: Mapping[str, Any]) -> str:
+    """What makes a TrainJob large, the heaviest first, by the parameters that it comes from."""
+    parts = {
+        "--env-vars and the keys of train-env": manifest["spec"]["trainer"].get("env"),
+        "--annotations": manifest["metadata"].get("annotations"),
+        "--labels": manifest["metadata"].get("labels"),
+    }
+    sizes = sorted(((len(json.dumps(part)), name) for name, part in parts.items()), reverse=True)
+    told = ", ".join(f"{name} {size:,}" for size, name in sizes)
+    return (
+        f"the TrainJob has {len(json.dumps(manifest)):,} bytes, with labels and annotations in it "
+        f"several times; of them {told}: shorten these"
+    )
 
 
 def delete(cluster: Cluster, job: Object) -> None:

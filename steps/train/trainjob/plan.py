@@ -9,7 +9,13 @@ from steps.errors import ConfigError
 from steps.train.backend import Job, Place
 from steps.train.params import TrainParams
 from steps.train.trainjob import limits, manifest
-from steps.train.trainjob.manifest import Runtime
+from steps.train.trainjob.manifest import FINGERPRINT, SENT, Runtime
+
+# The fingerprint takes the fetched base model, the owner the step's own pod.
+_ADDED = f"""\
+# Added when it is sent: annotations {FINGERPRINT} (of the result) and {SENT} (of all of this), and
+# the owner, which is the workflow.
+"""
 
 
 def place(params: TrainParams) -> Place:
@@ -45,4 +51,4 @@ def describe(job: Job, run: Run) -> str:
         runtime, api = Runtime(name=params.runtime), params.trainer_api
     # Without the aliases that YAML has for what stands in several places.
     sent = json.loads(json.dumps(manifest.render(job, run, api, runtime)))
-    return yaml.safe_dump(sent, sort_keys=False)
+    return _ADDED + yaml.safe_dump(sent, sort_keys=False)

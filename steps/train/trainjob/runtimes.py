@@ -8,8 +8,9 @@ from typing import Any
 from kubernetes import client
 
 from steps.entrypoint import Run
-from steps.errors import ConfigError, ExistsError, ForbiddenError, StepError
+from steps.errors import ConfigError, ExistsError, ForbiddenError, StepError, TransientError
 from steps.train.params import TrainParams
+from steps.train.trainjob import objects
 from steps.train.trainjob.cluster import TIMEOUT, Cluster
 from steps.train.trainjob.manifest import GROUP, NODE, PLURAL, VERSION, Api, Object, Runtime
 
@@ -94,6 +95,8 @@ def owner(cluster: Cluster, run: Run) -> Object | None:
     try:
         with cluster.errors(f"get Pod {pod}"):
             found = api.read_namespaced_pod(pod, cluster.namespace, _request_timeout=TIMEOUT)
+    except TransientError:
+        raise  # without an owner the TrainJob would outlive its run; who asks again learns it
     except StepError as error:
         log.warning("the TrainJob will not be deleted with its run: %s", error)
         return None
@@ -162,20 +165,9 @@ def _check(runtime: Object, where: str) -> None:
 
 
 def _by_dry_run(cluster: Cluster, rendered: Callable[[Api], Object]) -> Api:
-    api: Any = client.CustomObjectsApi(cluster.api)
     for field, found in _SERVED.items():
         try:
-            with cluster.errors("try out a TrainJob"):
-                api.create_namespaced_custom_object(
-                    GROUP,
-                    VERSION,
-                    cluster.namespace,
-                    PLURAL,
-                    rendered(found),
-                    dry_run="All",
-                    field_validation="Strict",
-                    _request_timeout=TIMEOUT,
-                )
+            objects.create(cluster, rendered(found), dry=True)
         except ExistsError:
             pass  # this run's own, of an attempt before: its fields were known
         except ConfigError as error:

@@ -12,6 +12,7 @@ from steps.train.trainjob.manifest import NODE, Object
 from steps.train.trainjob.objects import time_of
 
 Phase = Literal["complete", "failed", "suspended", "starting", "running", "ending"]
+ENDS = ("complete", "failed")
 
 
 def phase(job: Object, pods: Iterable[Object] | None) -> Phase:

@@ -10,14 +10,11 @@ from typing import Any
 from steps.errors import ConfigError, ExistsError, ForbiddenError, TransientError
 from steps.train.trainjob import objects
 from steps.train.trainjob.cluster import Cluster
-from steps.train.trainjob.manifest import FINGERPRINT, Object
+from steps.train.trainjob.manifest import FINGERPRINT, SENT, Object
 from steps.train.trainjob.patience import Pace, Patience
-from steps.train.trainjob.state import condition
+from steps.train.trainjob.state import ENDS, condition, is_over, phase
 
 log = logging.getLogger(__name__)
-
-SENT = "sft.sent"
-"""Annotation: a digest of what was asked for, which those who queue a job change in the job."""
 
 _OWNERS = ("app.kubernetes.io/component", "app.kubernetes.io/instance")
 """Labels that another run's TrainJob has otherwise."""
@@ -75,6 +72,14 @@ def remove_other(cluster: Cluster, name: str, fingerprint: str, pace: Pace) -> N
             "%s was made for another result: deleted, with its checkpoints", title(cluster, job)
         )
         remove(cluster, job, pace)
+
+
+def has_ended(cluster: Cluster, name: str) -> bool:
+    """Whether no worker of the TrainJob of that name runs, nor will."""
+    job, _ = objects.find(cluster, name)
+    if job and not (job["metadata"].get("deletionTimestamp") or phase(job, None) in ENDS):
+        return False
+    return all(map(is_over, objects.pods_of(cluster, name)))
 
 
 def title(cluster: Cluster, job: Object) -> str:
