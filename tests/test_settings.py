@@ -251,6 +251,16 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
         ({"env": {"A": "{{x}}"}}, "{{x}} is no tag that Argo knows, in '{{x}}'"),
         ({"annotations": {"a": "b {{"}}, "begins with {{ and has no end, in 'b {{'"),
         ({"parameters": {"epochs": 0}}, "parameters: --epochs: input should be greater than 0"),
+        (
+            {"parameters": {"model": "s3://models/base"}},
+            "parameters: --model 's3://models/base': no base models come by s3://",
+        ),
+        (
+            {"parameters": {"chat_template": "ours.jinja"}},
+            "parameters: --chat-template ours.jinja: ",
+        ),
+        ({"parameters": {"data_uri": "data/x.jsonl"}}, "parameters: data/x.jsonl: a relative path"),
+        ({"parameters": {"gpu": 0}}, "parameters: --gpu 0: a TrainJob's workers train on GPUs"),
         ({"parameters": {"lr_scheduler": "none"}}, "parameters: --lr-scheduler: "),
         ({"parameters": {"hf_token": "hf_x"}}, "a secret belongs in a Kubernetes Secret"),
         ({"parameters": {"description": "{{workflow.uid}}"}}, "would be taken for a tag of Argo"),
