@@ -106,9 +106,8 @@ def test_a_wrong_setting_is_told_with_its_dotted_place(place: str, value: Any) -
     with pytest.raises(UsageError) as refused:
         settings.validate(put(WHOLE, place, value), "mine.yaml")
     assert refused.value.exit_code == 64
-    first, *told = str(refused.value).split("\n  ")
-    assert first == "mine.yaml:"
-    assert [line for line in told if line.startswith((place, place.rpartition(".")[0]))], told
+    told = str(refused.value).split("\n  ")
+    assert [line for line in told if line.startswith(f"mine.yaml: {place}")], told
 
 
 def test_the_values_around_the_wrong_ones_are_right() -> None:
@@ -119,17 +118,41 @@ def test_all_mistakes_are_told_at_once_and_by_their_places(tmp_path: Path) -> No
     path = tmp_path / "mine.yaml"
     path.write_text("namespase: a\nstorage: {size: lots, klass: x}\nuser: 3\n")
     with pytest.raises(UsageError) as refused:
-        settings.read(path, {"retry.limit": "many"})
-    told = str(refused.value)
-    assert told.startswith(f"{path}:")
+        settings.read(
+            path,
+            {"retry.limit": "many", "scratch": "-", "network": {"ports": 1}},
+            {
+                "retry.limit": "--set retry.limit",
+                "scratch": "--scratch",
+                "network": "--set network",
+            },
+        )
+    told = str(refused.value).split("\n  ")
     for line in (
-        "namespase is not a setting",
-        "storage.klass is not a setting",
-        "storage.size: ",
-        "user: ",
-        "retry.limit: ",
+        f"{path}: namespase is not a setting; did you mean namespace?",
+        f"{path}: storage.klass is not a setting",
+        f"{path}: storage.size: ",
+        f"{path}: user: ",
+        "--set retry.limit: ",
+        "--scratch: should be a quantity",
+        "--set network.ports: ",
     ):
-        assert f"\n  {line}" in told
+        assert [each for each in told if each.startswith(line)], told
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("storage.clas", "storage.claim"),
+        ("registry", "images.registry"),
+        ("gpu.resourse", "gpu.resource"),
+        ("schedule.timezon", "schedule.timezone"),
+        ("cron", "schedule.cron"),
+    ],
+)
+def test_a_misspelt_setting_is_told_with_what_it_may_have_meant(name: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is not a setting; did you mean {meant}"):
+        settings.validate(put({"schedule": {"cron": "@daily"}}, name, "x"), "mine.yaml")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ storage: {size: 2Ti, storage_class: nfs}
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 import steps
+from steps import flags
 from steps.errors import UsageError
 from steps.params import Declared
 from steps.train.params import LABEL_KEY, LABEL_VALUE, QUANTITY, Toleration
@@ -426,10 +427,13 @@ class Settings(Group):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read(path: Path | None, given: Mapping[str, Any]) -> Settings:
+def read(
+    path: Path | None, given: Mapping[str, Any], called: Mapping[str, str] | None = None
+) -> Settings:
     """The settings of the file, with those given over them: `{"images.registry": "quay.io/a"}`.
 
-    Raises UsageError that lists everything that is wrong with them.
+    `called` has the words by which those were given, for messages: `--set images.registry`. Raises
+    UsageError that lists everything that is wrong with them.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -448,28 +452,58 @@ def read(path: Path | None, given: Mapping[str, Any]) -> Settings:
         values = found or {}
     for name, value in given.items():
         _put(values, name, value)
-    return validate(values, str(path or "settings"))
+    return validate(values, str(path or "settings"), called or {})
 
 
-def validate(values: Mapping[str, Any], where: str) -> Settings:
-    """The settings made of the values; UsageError with all that is wrong, each with its place."""
+def validate(
+    values: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings made of the values; UsageError with all that is wrong, each with its place.
+
+    That is `where`, but for the dotted names that were `called` otherwise.
+    """
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        problems = [_told(problem) for problem in error.errors()]
-        raise UsageError("\n  ".join([f"{where}:", *problems])) from None
+        problems = [_told(problem, where, called or {}) for problem in error.errors()]
+        raise UsageError("\n  ".join(problems)) from None
 
 
-def _told(problem: Any) -> str:
-    place = ".".join(map(str, problem["loc"])) or "settings"
+def _told(problem: Any, where: str, called: Mapping[str, str]) -> str:
+    name = ".".join(map(str, problem["loc"]))
+    place = f"{where}: {name}" if name else where
+    for given, words in called.items():
+        if f"{name}.".startswith(f"{given}."):
+            place = words + name.removeprefix(given)
     if problem["type"] == "extra_forbidden":
-        return f"{place} is not a setting"
+        return f"{place} is not a setting{_meant(name)}"
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if form := _FORMS.get(problem.get("ctx", {}).get("pattern", "")):
         message = f"should be {form}"
     told = f"{place}: {message[:1].lower()}{message[1:]}"
     # An address that is refused may be so for the password in it.
     return told if problem["loc"][:1] == ("proxy",) else f"{told}, got {problem['input']!r}"
+
+
+def _meant(name: str) -> str:
+    last = name.rpartition(".")[2]
+    every = list(_dotted_names(Settings))
+    return flags.nearest(name, every, [each for each in every if each.endswith(f".{last}")])
+
+
+def _dotted_names(group: type[BaseModel], before: str = "") -> Iterator[str]:
+    for name, field in group.model_fields.items():
+        yield before + name
+        if inner := group_of(field.annotation):
+            yield from _dotted_names(inner, f"{before}{name}.")
+
+
+def group_of(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings that the annotation is, or may be."""
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, Group):
+            return part
+    return None
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
