@@ -64,6 +64,8 @@ FLAT = [
     ("events.minio.bucket", "A"),
     ("events.minio.endpoint", "http://minio"),
     ("events.minio.marker", "a/b"),
+    ("events.minio.suffix", "*.jsonl"),
+    ("events.minio.prefix", "s3://data/sft/"),
     ("events.minio.marker", '"x'),
     ("events.sqs.region", "EU West"),
     ("events.webhook.port", 0),
@@ -188,6 +190,16 @@ def test_the_form_of_a_value_is_told_in_words_and_no_password() -> None:
     assert "deadlines.train: should be a whole number above 0 and a unit" in told
     assert "scratch: should be a quantity: 500m, 4, 64Gi, got 'lots'" in told
     assert "claims.0: should be a name: " in told
+
+
+def test_no_one_is_told_a_regular_expression_or_the_whole_of_what_lacks_a_value() -> None:
+    for place, value in FLAT:
+        with pytest.raises(UsageError) as refused:
+            settings.validate(put(WHOLE, place, value), "mine.yaml")
+        assert "match pattern" not in str(refused.value)
+    with pytest.raises(UsageError) as refused:
+        settings.validate({"events": {"minio": {"bucket": "data"}}}, "mine.yaml")
+    assert str(refused.value) == "mine.yaml: events.minio.endpoint is required"
 
 
 def test_a_version_without_quotes_and_a_lone_cron_line_are_understood(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--stdout and --out: leave one of them out")
     if "stdout" not in own:
         if useless := [flags.flag(name) for name in ("overlay", "output") if name in own]:
-            raise UsageError(f"{' and '.join(useless)}: only with --stdout")
+            raise UsageError(
+                f"{' and '.join(useless)}: only with --stdout; the folder is whole, and YAML"
+            )
         out = Path(own.get("out", "manifests"))
         texts = manifests.tree(settings)
         try:
