@@ -341,15 +341,25 @@ def test_a_bus_of_one_server_keeps_one_copy_and_a_bus_that_is_there_is_used() ->
         ({}, "events: name at least one of minio, sqs and webhook"),
         (
             {"webhook": {"fields": {"epoks": "x"}}},
-            "events.webhook.fields: 'epoks' is not a parameter",
+            "events.webhook.fields: epoks is not a parameter; did you mean epochs?",
         ),
-        ({"webhook": {"fields": {"hf_token": "x"}}}, "events.webhook.fields: 'hf_token'"),
+        (
+            {"webhook": {"fields": {"hf_token": "x"}}},
+            "events.webhook.fields: hf_token is not a parameter; did you mean",
+        ),
         ({"webhook": {"fields": {"train_hf_token": "x"}}}, "an event may not set it"),
         ({"webhook": {"fields": {"train-gpu": "x"}}}, "an event may not set it"),
         ({"webhook": {"fields": {"phase_02_train_opt_memory": "x"}}}, "an event may not set it"),
         ({"webhook": {"fields": {"env_vars": "x"}}}, "an event may not set it"),
         ({"webhook": {"fields": {"launcher": "x"}}}, "an event may not set it"),
-        ({"minio": {**MINIO, "parameter": "data"}}, "events: 'data' is not a parameter"),
+        (
+            {"minio": {**MINIO, "parameter": "data"}},
+            "events.minio.parameter: data is not a parameter",
+        ),
+        (
+            {"webhook": {"fields": {"data_uri": "x", "dataset_data_uri": "y"}}},
+            "events.webhook.fields: two of them set phase_01_dataset_man_data_uri",
+        ),
         ({"webhook": {"fields": {"epochs": "x"}}}, "events.parameters: --data-uri is required"),
         ({"webhook": {}, "parameters": {}}, "every run but the first would fail to register"),
         ({"webhook": {}, "parameters": {"on_conflict": "error"}}, "every run but the first"),

@@ -105,13 +105,20 @@ def test_times_that_argo_reads_are_taken(cron: str) -> None:
     ],
 )
 def test_times_that_argo_would_not_read_are_refused(cron: str) -> None:
-    with pytest.raises(UsageError, match=r"schedule: cron: "):
+    with pytest.raises(UsageError, match=r"schedule[.]cron: "):
         scheduled(cron=["@daily", cron])
+
+
+def test_one_time_twice_which_would_start_two_runs_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"schedule[.]cron: one time is there twice"):
+        scheduled(cron=["@daily", "0 2 * * *", "@daily"])
 
 
 @pytest.mark.parametrize("zone", ["Europe/Bern", "Europe", "", "../etc/passwd", "UTC+1", "a b"])
 def test_a_zone_that_there_is_not_is_refused(zone: str) -> None:
-    with pytest.raises(UsageError, match="is no time zone; write one as Europe/Berlin"):
+    with pytest.raises(
+        UsageError, match=r"^schedule[.]timezone: .* is no time zone; write one as Europe/Berlin"
+    ):
         scheduled(timezone=zone)
 
 

@@ -64,6 +64,8 @@ FLAT = [
     ("events.minio.bucket", "A"),
     ("events.minio.endpoint", "http://minio"),
     ("events.minio.marker", "a/b"),
+    ("events.minio.suffix", "*.jsonl"),
+    ("events.minio.prefix", "s3://data/sft/"),
     ("events.minio.marker", '"x'),
     ("events.sqs.region", "EU West"),
     ("events.webhook.port", 0),
@@ -106,9 +108,8 @@ def test_a_wrong_setting_is_told_with_its_dotted_place(place: str, value: Any) -
     with pytest.raises(UsageError) as refused:
         settings.validate(put(WHOLE, place, value), "mine.yaml")
     assert refused.value.exit_code == 64
-    first, *told = str(refused.value).split("\n  ")
-    assert first == "mine.yaml:"
-    assert [line for line in told if line.startswith((place, place.rpartition(".")[0]))], told
+    told = str(refused.value).split("\n  ")
+    assert [line for line in told if line.startswith(f"mine.yaml: {place}")], told
 
 
 def test_the_values_around_the_wrong_ones_are_right() -> None:
@@ -119,17 +120,41 @@ def test_all_mistakes_are_told_at_once_and_by_their_places(tmp_path: Path) -> No
     path = tmp_path / "mine.yaml"
     path.write_text("namespase: a\nstorage: {size: lots, klass: x}\nuser: 3\n")
     with pytest.raises(UsageError) as refused:
-        settings.read(path, {"retry.limit": "many"})
-    told = str(refused.value)
-    assert told.startswith(f"{path}:")
+        settings.read(
+            path,
+            {"retry.limit": "many", "scratch": "-", "network": {"ports": 1}},
+            {
+                "retry.limit": "--set retry.limit",
+                "scratch": "--scratch",
+                "network": "--set network",
+            },
+        )
+    told = str(refused.value).split("\n  ")
     for line in (
-        "namespase is not a setting",
-        "storage.klass is not a setting",
-        "storage.size: ",
-        "user: ",
-        "retry.limit: ",
+        f"{path}: namespase is not a setting; did you mean namespace?",
+        f"{path}: storage.klass is not a setting",
+        f"{path}: storage.size: ",
+        f"{path}: user: ",
+        "--set retry.limit: ",
+        "--scratch: should be a quantity",
+        "--set network.ports: ",
     ):
-        assert f"\n  {line}" in told
+        assert [each for each in told if each.startswith(line)], told
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("storage.clas", "storage.claim"),
+        ("registry", "images.registry"),
+        ("gpu.resourse", "gpu.resource"),
+        ("schedule.timezon", "schedule.timezone"),
+        ("cron", "schedule.cron"),
+    ],
+)
+def test_a_misspelt_setting_is_told_with_what_it_may_have_meant(name: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is not a setting; did you mean {meant}"):
+        settings.validate(put({"schedule": {"cron": "@daily"}}, name, "x"), "mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +190,16 @@ def test_the_form_of_a_value_is_told_in_words_and_no_password() -> None:
     assert "deadlines.train: should be a whole number above 0 and a unit" in told
     assert "scratch: should be a quantity: 500m, 4, 64Gi, got 'lots'" in told
     assert "claims.0: should be a name: " in told
+
+
+def test_no_one_is_told_a_regular_expression_or_the_whole_of_what_lacks_a_value() -> None:
+    for place, value in FLAT:
+        with pytest.raises(UsageError) as refused:
+            settings.validate(put(WHOLE, place, value), "mine.yaml")
+        assert "match pattern" not in str(refused.value)
+    with pytest.raises(UsageError) as refused:
+        settings.validate({"events": {"minio": {"bucket": "data"}}}, "mine.yaml")
+    assert str(refused.value) == "mine.yaml: events.minio.endpoint is required"
 
 
 def test_a_version_without_quotes_and_a_lone_cron_line_are_understood(tmp_path: Path) -> None:
@@ -251,6 +286,16 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
         ({"env": {"A": "{{x}}"}}, "{{x}} is no tag that Argo knows, in '{{x}}'"),
         ({"annotations": {"a": "b {{"}}, "begins with {{ and has no end, in 'b {{'"),
         ({"parameters": {"epochs": 0}}, "parameters: --epochs: input should be greater than 0"),
+        (
+            {"parameters": {"model": "s3://models/base"}},
+            "parameters: --model 's3://models/base': no base models come by s3://",
+        ),
+        (
+            {"parameters": {"chat_template": "ours.jinja"}},
+            "parameters: --chat-template ours.jinja: ",
+        ),
+        ({"parameters": {"data_uri": "data/x.jsonl"}}, "parameters: data/x.jsonl: a relative path"),
+        ({"parameters": {"gpu": 0}}, "parameters: --gpu 0: a TrainJob's workers train on GPUs"),
         ({"parameters": {"lr_scheduler": "none"}}, "parameters: --lr-scheduler: "),
         ({"parameters": {"hf_token": "hf_x"}}, "a secret belongs in a Kubernetes Secret"),
         ({"parameters": {"description": "{{workflow.uid}}"}}, "would be taken for a tag of Argo"),

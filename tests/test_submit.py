@@ -381,6 +381,34 @@ def test_an_address_that_no_pod_can_read_is_refused_before_anything_is_sent(
     assert not here.submitted
 
 
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("s3://models/base", "'s3://models/base': no base models come by s3://"),
+        ("oci://tiny", "'oci://tiny': write oci://registry/repository:tag or @sha256:..."),
+        ("oci://quay.io/a/b@sha256:12", "write oci://registry/repository:tag or @sha256:..."),
+        ("pvc://Models", "'pvc://Models': not an address on a claim"),
+        ("pvc://models/../x", "'..' may not lead out of the claim"),
+        ("hf://", "'': neither an existing path nor a Hugging Face ID"),
+        ("org/name/more", "'org/name/more': neither an existing path nor a Hugging Face ID"),
+        ("models/base", None),
+        ("org/name@main", None),
+        ("hf://org/name", None),
+        ("oci://quay.io/a/b:1@sha256:" + "0" * 64, None),
+        ("pvc://models/base", None),
+    ],
+)
+def test_a_model_that_no_pod_can_read_is_refused_before_anything_is_sent(
+    here: Cluster, tmp_path: Path, uri: str, told: str | None
+) -> None:
+    (tmp_path / "org/name/more").mkdir(parents=True)  # what lies here does not matter
+    for flag in ("--model", "--evaluate-model"):
+        done = here.sft("submit", *DATA, flag, uri)
+        assert done.returncode == (64 if told else 0), done.stderr
+        assert not told or (flag in done.stderr and told in done.stderr)
+    assert bool(here.submitted) is not bool(told)
+
+
 def test_a_path_from_where_the_user_stands_is_refused_before_anything_is_sent(
     here: Cluster,
 ) -> None:

@@ -302,3 +302,7 @@ def test_an_address_that_is_none_of_a_server_is_told(here: Cluster, server: str)
         done = here.sft(*command, "--server", server, "-n", "team")
         assert done.returncode == 64, done.stderr
         assert f"--server: {server!r} is not an address" in done.stderr
+    done = here.sft("list", "-n", "team", ARGO_SERVER=server)
+    assert f"ARGO_SERVER: {server!r} is not an address" in done.stderr
+    done = here.sft("list", "--server", "argo", ARGO_NAMESPACE="Team_A")
+    assert "ARGO_NAMESPACE: 'Team_A' is not the name of a namespace" in done.stderr

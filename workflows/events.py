@@ -124,7 +124,7 @@ def minio(source: Minio, settings: Settings, pipeline: Pipeline) -> Source:
             }
         },
         accepted=_accepted(source, _MINIO_KEY),
-        **_object(source, "(index .Input.notification 0).s3", pipeline),
+        **_object(source, "(index .Input.notification 0).s3", pipeline, "events.minio.parameter"),
     )
 
 
@@ -151,15 +151,18 @@ def sqs(source: Sqs, settings: Settings, pipeline: Pipeline) -> Source:
             _matches(_SQS_KEY, key),
             *_accepted(source, _SQS_KEY),
         ],
-        **_object(source, "(index .Input.body.Records 0).s3", pipeline),
+        **_object(source, "(index .Input.body.Records 0).s3", pipeline, "events.sqs.parameter"),
     )
 
 
 def webhook(source: Webhook, pipeline: Pipeline) -> Source:
     """A POST with a bearer token and a JSON body."""
-    filled, accepted = {}, []
+    filled: dict[str, dict[str, str]] = {}
+    accepted = []
     for name, path in source.fields.items():
         parameter = _parameter(name, pipeline, "events.webhook.fields")
+        if parameter.name in filled:
+            raise UsageError(f"events.webhook.fields: two of them set {parameter.name}")
         key = f"body.{path}"
         filled[parameter.name] = {"dataKey": key}
         pattern = _ADDRESS if parameter.field_name.endswith("_uri") else f"^{_TEXT}*$"
@@ -263,13 +266,13 @@ def trigger(
     }
 
 
-def _object(source: KeyFilter, found: str, pipeline: Pipeline) -> dict[str, Any]:
+def _object(source: KeyFilter, found: str, pipeline: Pipeline, where: str) -> dict[str, Any]:
     """How an object's event becomes a run; `found` is the Go expression of its description."""
     # Keys come URL-encoded, a blank as a plus sign.
     key = f'(urlParse (printf "/%s" (replace "+" "%20" {found}.object.key))).path'
     if source.marker:
         key = f'{key} | trimSuffix "{source.marker}"'
-    parameter = _parameter(source.parameter, pipeline, "events")
+    parameter = _parameter(source.parameter, pipeline, where)
     return {
         "identity": f'printf "%v/%v/%v" {found}.bucket.name {found}.object.key {found}.object.sequencer',
         "filled": {
@@ -292,14 +295,10 @@ def _matches(path: str, pattern: str) -> dict[str, Any]:
 
 def _parameter(name: str, pipeline: Pipeline, where: str) -> Parameter:
     """The parameter that an event fills, by any of its names."""
-    found = [
-        names.parameter
-        for names in values.names(pipeline)
-        if name.replace("-", "_") in names.every()
-    ]
-    if not found:
-        raise UsageError(f"{where}: {name!r} is not a parameter")
-    parameter = found[0]
+    found = {each: names.parameter for names in values.names(pipeline) for each in names.every()}
+    parameter = found.get(name.replace("-", "_"))
+    if parameter is None:
+        raise UsageError(f"{where}: {values.unknown(name, found)}")
     if type_name(parameter.field) == "dict":
         raise UsageError(
             f"{where}: {name}: an event cannot set it: its braces might be a tag of Argo's"

@@ -33,6 +33,7 @@ from workflows.objects import OWN_LABELS, kubernetes_object
 from workflows.pipeline import SFT, SHAPING, Parameter, Pipeline
 from workflows.settings import Gpu, Network, Settings
 from workflows.storage import CLAIM
+from workflows.unattended import refusals_of_defaults
 
 Objects = list[dict[str, Any]]
 Folder = dict[str, Objects]
@@ -173,6 +174,7 @@ def refuse_impossible(settings: Settings, pipeline: Pipeline = SFT) -> None:
         for place, parameters in by_place.items()
         for name in _of_trainjobs(settings, pipeline, parameters)
     ]
+    problems += [f"parameters: {told}" for told in refusals_of_defaults(settings, pipeline)]
     if problems:
         raise UsageError("\n  ".join(problems))
 

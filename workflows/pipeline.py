@@ -20,8 +20,6 @@ from steps.train.params import TrainParams
 
 SHAPING = ("launcher", "cluster_auth")
 """Parameters that the shape of a rendered pod follows from: a setting of the cluster, not of a run."""
-_NO_ID = (".", "~")
-"""Begin a path from where the user stands; no ID of the hub begins so."""
 
 
 @dataclass(frozen=True)
@@ -206,16 +204,12 @@ def places_of_another_machine(
             )
         if train.chat_template and not train.chat_template.startswith("/"):
             relative.append(("--chat-template", train.chat_template))
-        if train.model.startswith(_NO_ID):
-            relative.append(("--model", train.model))
     if isinstance(evaluate, EvaluateParams):
         relative += [
             ("--tasks", task)
             for task in evaluate.tasks
             if task.endswith((".yaml", ".yml")) and not task.startswith("/")
         ]
-        if evaluate.model.startswith(_NO_ID):
-            relative.append(("--evaluate-model", evaluate.model))
     refused += [
         f"{flag} {path}: a relative path, which leads nowhere in a pod: write the absolute path there"
         for flag, path in relative
@@ -239,6 +233,29 @@ def data_that_no_pod_can_read(
     return None
 
 
+def models_that_no_pod_can_read(
+    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
+) -> str | None:
+    """As for the data; of a base model the train step would tell only after the data step."""
+    if records is not None:
+        return None
+    from steps import base_model  # its imports would slow every --help
+
+    train, evaluate = models.get("train"), models.get("evaluate")
+    given = {
+        "--model": train.model if isinstance(train, TrainParams) else "",
+        "--evaluate-model": evaluate.model if isinstance(evaluate, EvaluateParams) else "",
+    }
+    refused = []
+    for flag, model in given.items():
+        try:
+            if model:
+                base_model.refuse_what_no_pod_can_read(model)
+        except UsageError as error:
+            refused.append(f"{flag} {error}")
+    return "\n  ".join(refused) or None
+
+
 def same_version_again(
     models: Mapping[str, StepParams], _records: Mapping[str, Record] | None
 ) -> str | None:
@@ -260,6 +277,7 @@ SFT = Pipeline(
         nothing_to_go_on_with,
         nothing_to_score,
         data_that_no_pod_can_read,
+        models_that_no_pod_can_read,
         places_of_another_machine,
         training_that_cannot_begin,
     ),

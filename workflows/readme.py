@@ -7,16 +7,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from steps.flags import as_text, shown_default
 from steps.params import CLUSTER, choices, marked, type_name
-from steps.train.params import Toleration
 from workflows.pipeline import SFT
-from workflows.settings import Settings
+from workflows.settings import Settings, group_of
 
 EMPTY = '""'
 ROOT = Path(__file__).parent.parent
@@ -83,7 +82,7 @@ def settings() -> str:
 
 def _settings(group: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in group.model_fields.items():
-        inner = _group(field.annotation)
+        inner = group_of(field.annotation)
         if inner is not None:
             about = " ".join((field.description or inner.__doc__ or "").split())
             yield f"| **`{prefix}{name}`** | | | {about} |"
@@ -92,14 +91,6 @@ def _settings(group: type[BaseModel], prefix: str) -> Iterator[str]:
         default = "required" if field.is_required() else f"`{_default(field)}`"
         meaning = " ".join((field.description or "").split()).replace("|", r"\|")
         yield f"| `{prefix}{name}` | {_kind(field)} | {default} | {meaning} |"
-
-
-def _group(annotation: Any) -> type[BaseModel] | None:
-    """The group of settings that the annotation is, or may be."""
-    for part in (annotation, *get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, BaseModel) and part is not Toleration:
-            return part
-    return None
 
 
 def _kind(field: FieldInfo) -> str:

@@ -27,12 +27,16 @@ def cron_workflow(
     settings: Settings, schedule: Schedule, pipeline: Pipeline = SFT
 ) -> dict[str, Any]:
     """The CronWorkflow; raises UsageError where its times or its parameters cannot be used."""
-    problems = [fault for cron in schedule.cron if (fault := _fault(cron))]
+    problems = [f"cron: {fault}" for cron in schedule.cron if (fault := _fault(cron))]
+    if len(set(schedule.cron)) < len(schedule.cron):
+        problems.append("cron: one time is there twice, and would start two runs")
     # Where there is no database of zones, none is known.
     if not _is_zone(schedule.timezone) and _is_zone("Europe/Berlin"):
-        problems.append(f"{schedule.timezone!r} is no time zone; write one as Europe/Berlin")
+        problems.append(
+            f"timezone: {schedule.timezone!r} is no time zone; write one as Europe/Berlin"
+        )
     if problems:
-        raise UsageError("\n  ".join(f"schedule: {problem}" for problem in problems))
+        raise UsageError("\n  ".join(f"schedule.{problem}" for problem in problems))
     return kubernetes_object(
         "CronWorkflow",
         pipeline.name,
@@ -68,7 +72,7 @@ def _fault(cron: str) -> str | None:
         return None
     fields = cron.split()
     if len(fields) != len(_FIELDS):
-        return f"cron: {cron!r} has not five fields (minute, hour, day, month, day of the week)"
+        return f"{cron!r} has not five fields (minute, hour, day, month, day of the week)"
     for text, (name, low, high, words) in zip(fields, _FIELDS, strict=True):
         for item in text.split(","):
             found = _ITEM.fullmatch(item)
@@ -78,7 +82,7 @@ def _fault(cron: str) -> str | None:
                 else [-1]
             )
             if ends != sorted(ends) or any(not low <= end <= high for end in ends):
-                return f"cron: {cron!r}: {item!r} is no {name}"
+                return f"{cron!r}: {item!r} is no {name} ({low} to {high})"
     return None
 
 

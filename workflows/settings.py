@@ -7,9 +7,9 @@ storage: {size: 2Ti, storage_class: nfs}
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -24,15 +24,32 @@ from pydantic import (
 )
 
 import steps
+from steps import flags
 from steps.errors import UsageError
 from steps.params import Declared
 from steps.train.params import LABEL_KEY, LABEL_VALUE, QUANTITY, Toleration
 
+_REGISTRY = r"^([A-Za-z0-9_.-]+(:[0-9]+)?(/[A-Za-z0-9_.-]+)*)?$"
+_TAG = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+_DIGEST = r"^sha256:[0-9a-f]{64}$"
+_RESOURCE = r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$"
+_ENDPOINT = r"^[A-Za-z0-9_.-]+(:[0-9]+)?$"
+_BUCKET = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"
+_MARKER = r"^[A-Za-z0-9_.-]*$"
+_QUEUE = r"^[A-Za-z0-9_.-]+$"
+_REGION = r"^[a-z0-9-]+$"
+_PATH = r"^/[A-Za-z0-9_./-]*$"
+_FIELD = r"^[-A-Za-z0-9_]+([.][-A-Za-z0-9_]+)*$"
+_PREFIX = r"^([a-z]([-a-z0-9]{0,29}))?$"
+_VARIABLE = r"^[-._a-zA-Z][-._a-zA-Z0-9]*$"
+_NAMESPACE = r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$"
+_OBJECT = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
+_KEY = r"^[-A-Za-z0-9_.]+$"
 _NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 """A DNS label: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/."""
 LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
-Variable = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
+Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
 
 
 def _has_port(address: str) -> str:
@@ -47,7 +64,7 @@ ProxyAddress = Annotated[
     AfterValidator(_has_port),
 ]
 """Without user and password, which would stand in the manifests."""
-Prefix = Annotated[str, StringConstraints(pattern=r"^([a-z]([-a-z0-9]{0,29}))?$")]
+Prefix = Annotated[str, StringConstraints(pattern=_PREFIX)]
 
 
 def _number_as_text(value: Any) -> Any:
@@ -69,10 +86,10 @@ _DURATION, _DEADLINE = r"^[0-9]+[smhd]$", r"^[1-9][0-9]*[smhd]$"
 Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
 """A whole number and a unit: 30s, 10m, 12h, 7d."""
 Deadline = Annotated[str, StringConstraints(pattern=_DEADLINE)]
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, StringConstraints(pattern=_DIGEST)]
 LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
 
-FieldPath = Annotated[str, StringConstraints(pattern=r"^[-A-Za-z0-9_]+([.][-A-Za-z0-9_]+)*$")]
+FieldPath = Annotated[str, StringConstraints(pattern=_FIELD)]
 """Names of JSON objects' fields, a dot between them."""
 
 _FORMS = {
@@ -82,9 +99,25 @@ _FORMS = {
     _PROXY: "an address without path, user and password: http://proxy:3128",
     QUANTITY: "a quantity: 500m, 4, 64Gi",
     LABEL_KEY: "the key of a label: team, example.com/team",
+    _NAMESPACE: "a name: up to 63 small letters, digits and dashes, with no dash at either end",
+    _PREFIX: "up to 30 small letters, digits and dashes, a letter first: dev-",
+    _OBJECT: "the name of an object: small letters, digits, dashes and dots",
+    _REGISTRY: "a registry and a path, without a scheme: quay.io/team-a",
+    _TAG: "a tag: up to 128 letters, digits, and _.- between them",
+    _DIGEST: "a digest: sha256: and 64 hexadecimal digits",
+    _RESOURCE: "the name of a resource: nvidia.com/gpu",
+    _KEY: "the name of an entry: letters, digits, and -_.",
+    _VARIABLE: "the name of a variable: letters, digits, and -._, no digit first",
+    _ENDPOINT: "a host and a port, without a scheme: minio.minio.svc:9000",
+    _BUCKET: "the name of a bucket: 3 to 63 small letters, digits, dashes and dots",
+    _MARKER: "the name of an object, without a folder: _SUCCESS",
+    _QUEUE: "the name of a queue: letters, digits, and _.-",
+    _REGION: "a region: eu-central-1",
+    _PATH: "a path: /runs",
+    _FIELD: "the name of a field, or several with a dot between: data.uri",
     LABEL_VALUE: "the value of a label: up to 63 letters, digits, and -_. between them",
 }
-"""What the patterns that most settings have mean to people."""
+"""What the patterns mean to people."""
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -128,9 +161,9 @@ _DEFAULTS: Any = Field(default_factory=dict, validate_default=True)
 class Images(Group):
     """Where the steps' images come from."""
 
-    registry: str = Field(default="", pattern=r"^([A-Za-z0-9_.-]+(:[0-9]+)?(/[A-Za-z0-9_.-]+)*)?$")
+    registry: str = Field(default="", pattern=_REGISTRY)
     """Registry and path before the image's name: quay.io/team-a. Empty: images the nodes have already."""
-    tag: str = Field(default=steps.__version__, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
+    tag: str = Field(default=steps.__version__, pattern=_TAG)
     """Tag of all images."""
     digests: dict[Name, Digest] = {}
     """Digest by image name (sft-train: sha256:...); pins that image, and its tag counts for nothing."""
@@ -155,7 +188,7 @@ class Storage(Group):
     """Whether the claim is among the manifests; false where it is there already."""
     size: Quantity = "500Gi"
     """Size of the claim."""
-    storage_class: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    storage_class: str = Field(default="", pattern=_OBJECT)
     """StorageClass; empty takes the cluster's default."""
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"] = "ReadWriteMany"
     """ReadWriteOnce serves a single node: no TrainJob with several workers."""
@@ -166,7 +199,7 @@ class Storage(Group):
 class Gpu(Group):
     """The accelerators of the pods that train or evaluate."""
 
-    resource: str = Field(default="nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")
+    resource: str = Field(default="nvidia.com/gpu", pattern=_RESOURCE)
     """Name of the extended resource."""
     node_selector: dict[LabelKey, LabelValue] = {}
     """More labels of the nodes for pods with GPUs."""
@@ -209,7 +242,7 @@ class Semaphore(Group):
 
     config_map: Name
     """ConfigMap in the run's namespace."""
-    key: str = Field(pattern=r"^[-A-Za-z0-9_.]+$")
+    key: str = Field(pattern=_KEY)
     """Entry that holds the number."""
 
 
@@ -229,7 +262,7 @@ class CaBundle(Group):
 
     config_map: Name
     """ConfigMap in the run's namespace."""
-    key: str = Field(default="ca-bundle.crt", pattern=r"^[-A-Za-z0-9_.]+$")
+    key: str = Field(default="ca-bundle.crt", pattern=_KEY)
     """Entry that holds the certificates; they stand in place of the image's, so public ones too."""
 
 
@@ -256,14 +289,23 @@ class Schedule(Group):
     """Parameters of the scheduled runs, by any of their names."""
 
 
+def _as_it_is(part: str) -> str:
+    if re.search(r"[*?]|://", part):
+        raise ValueError("is compared as it is, with a key in the bucket: no wildcards, no scheme")
+    return part
+
+
+PartOfKey = Annotated[str, AfterValidator(_as_it_is)]
+
+
 class KeyFilter(Group):
     """Which objects start a run."""
 
-    prefix: str = ""
+    prefix: PartOfKey = ""
     """Only keys that begin so."""
-    suffix: str = ".jsonl"
+    suffix: PartOfKey = ".jsonl"
     """Only keys that end so."""
-    marker: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
+    marker: str = Field(default="", pattern=_MARKER)
     """An object's name, `_SUCCESS`: its arrival starts the run, on all that lies beside it."""
     parameter: str = "data_uri"
     """Parameter that gets the object's s3:// address."""
@@ -272,9 +314,9 @@ class KeyFilter(Group):
 class Minio(KeyFilter):
     """Objects that land in a bucket of a MinIO server."""
 
-    endpoint: str = Field(pattern=r"^[A-Za-z0-9_.-]+(:[0-9]+)?$")
+    endpoint: str = Field(pattern=_ENDPOINT)
     """Host and port."""
-    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    bucket: str = Field(pattern=_BUCKET)
     """The bucket; the keys of s3-secret may listen to it."""
     insecure: bool = False
     """Plain http."""
@@ -283,9 +325,9 @@ class Minio(KeyFilter):
 class Sqs(KeyFilter):
     """Objects that land in a bucket of AWS S3, by the queue it notifies."""
 
-    queue: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    queue: str = Field(pattern=_QUEUE)
     """Name of the queue."""
-    region: str = Field(pattern=r"^[a-z0-9-]+$")
+    region: str = Field(pattern=_REGION)
     """Region of the queue."""
     role_arn: str = ""
     """Role that may read the queue; empty: the keys of s3-secret."""
@@ -296,7 +338,7 @@ class Webhook(Group):
 
     port: int = Field(default=12000, ge=1, le=65535)
     """Port of the service."""
-    path: str = Field(default="/runs", pattern=r"^/[A-Za-z0-9_./-]*$")
+    path: str = Field(default="/runs", pattern=_PATH)
     """Path that is posted to."""
     secret: Name = "sft-webhook"  # noqa: S105  # its name
     """Secret with the token under the key `token`."""
@@ -356,9 +398,7 @@ class Network(Group):
 class Settings(Group):
     """How a cluster runs the pipeline."""
 
-    namespace: Annotated[
-        str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$")
-    ] = ""
+    namespace: Annotated[str, StringConstraints(pattern=_NAMESPACE)] = ""
     """Namespace of all objects; empty leaves it to kubectl (-n)."""
     name_prefix: Prefix = ""
     """Before the name of every object: two teams in one namespace, or `dev-`."""
@@ -388,11 +428,11 @@ class Settings(Group):
     deadlines: dict[str, Deadline] = {"dataset": "12h", "evaluate": "24h", "register": "1h"}
     """Longest time of one attempt of a step, by step; none where it is not named."""
     cleanup: Cleanup = _DEFAULTS
-    mutex: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    mutex: str = Field(default="", pattern=_OBJECT)
     """Runs under one mutex train one after another."""
     semaphore: Semaphore | None = None
     """So many runs train at once as a ConfigMap says."""
-    priority_class: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    priority_class: str = Field(default="", pattern=_OBJECT)
     """PriorityClass of all pods."""
     node_selector: dict[LabelKey, LabelValue] = {}
     """Labels of the nodes for all pods."""
@@ -426,10 +466,13 @@ class Settings(Group):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read(path: Path | None, given: Mapping[str, Any]) -> Settings:
+def read(
+    path: Path | None, given: Mapping[str, Any], called: Mapping[str, str] | None = None
+) -> Settings:
     """The settings of the file, with those given over them: `{"images.registry": "quay.io/a"}`.
 
-    Raises UsageError that lists everything that is wrong with them.
+    `called` has the words by which those were given, for messages: `--set images.registry`. Raises
+    UsageError that lists everything that is wrong with them.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -448,28 +491,60 @@ def read(path: Path | None, given: Mapping[str, Any]) -> Settings:
         values = found or {}
     for name, value in given.items():
         _put(values, name, value)
-    return validate(values, str(path or "settings"))
+    return validate(values, str(path or "settings"), called or {})
 
 
-def validate(values: Mapping[str, Any], where: str) -> Settings:
-    """The settings made of the values; UsageError with all that is wrong, each with its place."""
+def validate(
+    values: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings made of the values; UsageError with all that is wrong, each with its place.
+
+    That is `where`, but for the dotted names that were `called` otherwise.
+    """
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        problems = [_told(problem) for problem in error.errors()]
-        raise UsageError("\n  ".join([f"{where}:", *problems])) from None
+        problems = [_told(problem, where, called or {}) for problem in error.errors()]
+        raise UsageError("\n  ".join(problems)) from None
 
 
-def _told(problem: Any) -> str:
-    place = ".".join(map(str, problem["loc"])) or "settings"
+def _told(problem: Any, where: str, called: Mapping[str, str]) -> str:
+    name = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    place = f"{where}: {name}" if name else where
+    for given, words in called.items():
+        if f"{name}.".startswith(f"{given}."):
+            place = words + name.removeprefix(given)
     if problem["type"] == "extra_forbidden":
-        return f"{place} is not a setting"
+        return f"{place} is not a setting{_meant(name)}"
+    if problem["type"] == "missing":
+        return f"{place} is required"
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if form := _FORMS.get(problem.get("ctx", {}).get("pattern", "")):
         message = f"should be {form}"
     told = f"{place}: {message[:1].lower()}{message[1:]}"
     # An address that is refused may be so for the password in it.
     return told if problem["loc"][:1] == ("proxy",) else f"{told}, got {problem['input']!r}"
+
+
+def _meant(name: str) -> str:
+    last = name.rpartition(".")[2]
+    every = list(_dotted_names(Settings))
+    return flags.nearest(name, every, [each for each in every if each.endswith(f".{last}")])
+
+
+def _dotted_names(group: type[BaseModel], before: str = "") -> Iterator[str]:
+    for name, field in group.model_fields.items():
+        yield before + name
+        if inner := group_of(field.annotation):
+            yield from _dotted_names(inner, f"{before}{name}.")
+
+
+def group_of(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings that the annotation is, or may be."""
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, Group):
+            return part
+    return None
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:

@@ -191,7 +191,10 @@ class Submission:
                 "letters, digits and dashes, with no dash at either end"
             )
         if not DNS_LABEL.fullmatch(self.template.name):
-            problems.append(f"{self.template.name!r} is not the name of a {self.template.kind}")
+            flag = "--cluster-template" if self.template.cluster_scope else "--template"
+            problems.append(
+                f"{flag}: {self.template.name!r} is not the name of a {self.template.kind}"
+            )
         for label in self.labels:
             key, equals, value = label.partition("=")
             if not (equals and re.fullmatch(LABEL_KEY, key) and re.fullmatch(LABEL_VALUE, value)):

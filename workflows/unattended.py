@@ -1,9 +1,9 @@
-"""Runs that no one is there to watch: what the schedule and the events have in common."""
+"""Runs by the parameters of the settings: what template, schedule and events have in common."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from steps.params import type_name
+from steps.params import StepParams, type_name
 from workflows import values
 from workflows.cluster.api import Template
 from workflows.pipeline import SHAPING, Pipeline
@@ -26,6 +26,15 @@ def template_label(settings: Settings, pipeline: Pipeline) -> dict[str, str]:
     return {template.label: template.name}
 
 
+def refusals_of_defaults(settings: Settings, pipeline: Pipeline) -> list[str]:
+    """What the rules have against the team's parameters, whatever data a run is given.
+
+    Values that do not fit their own parameter are for `values.texts` to tell.
+    """
+    required = [each.name for each in pipeline.parameters() if each.field.is_required()]
+    return pipeline.refusals(_models(settings, pipeline, {}, required)[0])
+
+
 def workflow_spec(
     settings: Settings,
     pipeline: Pipeline,
@@ -40,15 +49,7 @@ def workflow_spec(
     the second run would fail because of the first.
     """
     texts = values.texts(pipeline, own, where)
-    assigned, _ = values.assign(pipeline, settings.parameters, own)
-    for step in pipeline.steps:
-        for name in set(SHAPING) & set(step.params.model_fields):
-            assigned[step.name][name] = getattr(settings, name)
-    for parameter in pipeline.parameters():
-        if parameter.name in filled and parameter.field.is_required():
-            stand_in = _STAND_INS[type_name(parameter.field)]
-            assigned[parameter.step.name].setdefault(parameter.field_name, stand_in)
-    models, problems = values.build(pipeline, assigned, [step.name for step in pipeline.steps])
+    models, problems = _models(settings, pipeline, own, filled)
     problems += pipeline.refusals(models, repeated=True)
     values.refuse([f"{where}: {problem}" for problem in problems])
     return {
@@ -63,3 +64,18 @@ def workflow_spec(
             + [{"name": name, "value": ""} for name in filled]
         },
     }
+
+
+def _models(
+    settings: Settings, pipeline: Pipeline, own: Mapping[str, Any], filled: Collection[str]
+) -> tuple[dict[str, StepParams], list[str]]:
+    """The steps' parameters as a run would have them, and a line for each value that does not fit."""
+    assigned, _ = values.assign(pipeline, settings.parameters, own)
+    for step in pipeline.steps:
+        for name in set(SHAPING) & set(step.params.model_fields):
+            assigned[step.name][name] = getattr(settings, name)
+    for parameter in pipeline.parameters():
+        if parameter.name in filled and parameter.field.is_required():
+            stand_in = _STAND_INS[type_name(parameter.field)]
+            assigned[parameter.step.name].setdefault(parameter.field_name, stand_in)
+    return values.build(pipeline, assigned, [step.name for step in pipeline.steps])

@@ -129,7 +129,7 @@ def by_name(pipeline: Pipeline, given: Mapping[str, Any]) -> tuple[dict[str, Any
     for spelling, value in sorted(given.items(), key=lambda item: _snake(item[0]) not in shared):
         name = _snake(spelling)
         if name not in known:
-            problems.append(_unknown(spelling, name, known))
+            problems.append(unknown(spelling, known))
             continue
         meant = name if name in shared else known[name][0].name
         if meant in spelt:
@@ -241,7 +241,9 @@ def _plain(parameter: Parameter, value: Any) -> Any:
     return str(value) if number and type_name(parameter.field) == "str" else value
 
 
-def _unknown(given: str, name: str, known: Iterable[str]) -> str:
+def unknown(given: str, known: Iterable[str]) -> str:
+    """What to say of a name that is none of a parameter's."""
+    name = _snake(given)
     names = list(known)
     of_steps = sorted(
         other

@@ -5,19 +5,24 @@ today decides, whatever it means when a stopped run goes on.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from steps import claims, files
+from steps.base_model import hub
 from steps.base_model.folder import Folder
 from steps.base_model.hub import HubModel
 from steps.base_model.model import Examined, ModelSource, Source
-from steps.base_model.modelcar import Modelcar
+from steps.base_model.modelcar import Modelcar, Reference
 from steps.entrypoint import Run
 from steps.errors import UsageError
 from steps.record import Asset
 from steps.workspace import Workspace
 
-__all__ = ["Examined", "ModelSource", "check", "pinned", "resolve"]
+__all__ = ["Examined", "ModelSource", "check", "pinned", "refuse_what_no_pod_can_read", "resolve"]
+
+_FROM_HERE = (".", "~")
+"""Begin a path from where the user stands; no ID of the hub begins so."""
 
 
 def resolve(uri: str, run: Run, *, hf_token: str, pull_secret: str = "") -> ModelSource:
@@ -28,6 +33,15 @@ def resolve(uri: str, run: Run, *, hf_token: str, pull_secret: str = "") -> Mode
     answers, ConfigError where what fetches it is missing or set up wrongly.
     """
     return _source(uri, run, hf_token, pull_secret).fetch()
+
+
+def refuse_what_no_pod_can_read(uri: str) -> None:
+    """Raise the UsageError that `resolve` would raise in a pod; nothing of this machine is looked at."""
+    if uri.startswith(_FROM_HERE):
+        raise UsageError(
+            f"{uri}: a relative path, which leads nowhere in a pod: write the absolute path there"
+        )
+    _opener(uri, "", "")
 
 
 def check(uri: str, run: Run, *, hf_token: str, pull_secret: str = "") -> Examined | None:
@@ -62,33 +76,32 @@ def _pin(workspace: Workspace, uri: str) -> str | None:
 
 
 def _source(uri: str, run: Run, hf_token: str, pull_secret: str) -> Source:
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return _path_or_id(uri, run, hf_token)
-    if scheme == "hf":
-        return _hub_model(rest, run, hf_token)
-    if scheme == "pvc":
-        return _folder(uri, claims.locate(uri, run), run)
-    if scheme == "oci":
-        return Modelcar.of(uri, pull_secret, run.cache / "oci")
-    raise UsageError(
-        f"--model {uri!r}: no base models come by {scheme}://; give a Hugging Face ID, a path, "
-        "pvc:// or oci://"
-    )
-
-
-def _path_or_id(name: str, run: Run, hf_token: str) -> Source:
-    path = Path(name).expanduser()
-    if path.exists() or name.startswith(("/", ".", "~")):
+    path = Path(uri).expanduser()
+    if "://" not in uri and (uri.startswith(_FROM_HERE) or path.exists()):
         return _folder(str(path.absolute()), path.absolute(), run)
-    return _hub_model(name, run, hf_token)
+    return _opener(uri, hf_token, pull_secret)(run)
+
+
+def _opener(uri: str, hf_token: str, pull_secret: str) -> Callable[[Run], Source]:
+    """What opens the model where it is to be read; UsageError where the address is none anywhere."""
+    scheme, separator, rest = uri.partition("://")
+    if uri.startswith("/"):
+        return lambda run: _folder(uri, Path(uri), run)
+    if scheme == "pvc":
+        claims.parse(uri)
+        return lambda run: _folder(uri, claims.locate(uri, run), run)
+    if scheme == "oci":
+        reference = Reference.parse(uri)
+        return lambda run: Modelcar(uri, reference, pull_secret, run.cache / "oci")
+    if scheme == "hf" or not separator:
+        repository, revision = hub.parse(rest if separator else uri)
+        return lambda run: HubModel(repository, revision, hf_token, run.cache / "hub")
+    raise UsageError(
+        f"{uri!r}: no base models come by {scheme}://; give a Hugging Face ID, a path, pvc:// or "
+        "oci://"
+    )
 
 
 def _folder(uri: str, path: Path, run: Run) -> Folder:
     shared = (run.workspace.root, run.cache)
     return Folder(uri, path, portable=any(path.is_relative_to(folder) for folder in shared))
-
-
-def _hub_model(name: str, run: Run, hf_token: str) -> HubModel:
-    repository, _, revision = name.partition("@")
-    return HubModel(repository, revision or None, hf_token, run.cache / "hub")

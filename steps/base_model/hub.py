@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_PART = r"\w([\w.-]{0,94}\w)?"
+_REPOSITORY = re.compile(rf"({_PART}/)?{_PART}", re.ASCII)
+_NO_REPOSITORY = re.compile(r"--|\.\.|\.git$")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # Weights of other frameworks and copies of the same ones; nothing here loads them.
@@ -38,6 +41,20 @@ _OTHER_WEIGHTS = re.compile(
 
 # Config, tokenizer and chat templates, and the index of sharded weights.
 _READ_FIRST = re.compile(r".*\.(jinja|json|model|tiktoken|txt)")
+
+
+def parse(name: str) -> tuple[str, str | None]:
+    """The repository and the revision that stand in `org/name[@revision]`.
+
+    Raises UsageError where no repository can have the name; the hub's client has the same rules.
+    """
+    repository, _, revision = name.partition("@")
+    if not _REPOSITORY.fullmatch(repository) or _NO_REPOSITORY.search(repository):
+        raise UsageError(
+            f"{name!r}: neither an existing path nor a Hugging Face ID (org/name, and @revision if "
+            "need be)"
+        )
+    return repository, revision or None
 
 
 @dataclass(frozen=True)
@@ -150,11 +167,6 @@ class HubModel:
 
         try:
             yield
-        except errors.HFValidationError as error:
-            raise UsageError(
-                f"--model {self.repository!r}: neither an existing path nor a Hugging Face ID "
-                "(org/name, and @revision if need be)"
-            ) from error
         # httpx's own error has another name in another version of the client.
         except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
             if getattr(error, "errno", None) is not None:  # the volume's, not the network's

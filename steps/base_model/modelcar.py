@@ -32,41 +32,48 @@ _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
 @dataclass(frozen=True)
-class Modelcar:
-    """An image with a model in it."""
+class Reference:
+    """What stands in an oci:// address."""
 
-    uri: str
     name: str
     """Registry and repository."""
     tag: str
     digest: str | None
+
+    @classmethod
+    def parse(cls, uri: str) -> "Reference":
+        """Raises UsageError where the address names no image."""
+        found = _REFERENCE.fullmatch(uri.removeprefix("oci://"))
+        if not found:
+            raise UsageError(f"{uri!r}: write oci://registry/repository:tag or @sha256:...")
+        return cls(found["name"], found["tag"] or ":latest", found["digest"])
+
+
+@dataclass(frozen=True)
+class Modelcar:
+    """An image with a model in it."""
+
+    uri: str
+    reference: Reference
     pull_secret: str = field(repr=False)
     """Content of a Docker config.json; empty takes what skopeo finds on this machine."""
     cache: Path
 
-    @classmethod
-    def of(cls, uri: str, pull_secret: str, cache: Path) -> "Modelcar":
-        """The image that the address names. Raises UsageError where it names none."""
-        found = _REFERENCE.fullmatch(uri.removeprefix("oci://"))
-        if not found:
-            raise UsageError(f"--model {uri!r}: write oci://registry/repository:tag or @sha256:...")
-        return cls(
-            uri, found["name"], found["tag"] or ":latest", found["digest"], pull_secret, cache
-        )
-
     def at(self, revision: str) -> "Modelcar":
         """The image of that digest."""
-        return replace(self, digest=revision)
+        return replace(self, reference=replace(self.reference, digest=revision))
 
     def check(self) -> Examined | None:
         """See Source. Only an image in the cache can be looked into."""
-        digest = skopeo.manifest_digest(self._image(self.digest), self.pull_secret)
+        digest = skopeo.manifest_digest(self._image(self.reference.digest), self.pull_secret)
         folder = self._folder(digest)
         return folder.check() if folder.path.exists() else None
 
     def fetch(self) -> ModelSource:
         """See Source. An image that is in the cache is not asked for again."""
-        digest = self.digest or skopeo.manifest_digest(self._image(None), self.pull_secret)
+        digest = self.reference.digest or skopeo.manifest_digest(
+            self._image(None), self.pull_secret
+        )
         folder = self._folder(digest)
         if not folder.path.exists():
             self._pull(digest, folder)
@@ -74,7 +81,8 @@ class Modelcar:
         return ModelSource(self.uri, folder.path, digest, portable=True)
 
     def _image(self, digest: str | None) -> str:
-        return f"{self.name}@{digest}" if digest else f"{self.name}{self.tag}"
+        name = self.reference.name
+        return f"{name}@{digest}" if digest else f"{name}{self.reference.tag}"
 
     def _folder(self, digest: str) -> Folder:
         # Not every volume takes a colon in a name.

@@ -67,8 +67,11 @@ class ArgoServer:
         )
 
     @classmethod
-    def at(cls, server: str, namespace: str) -> Self:
-        """The server at an address, with or without a scheme, and with the token in ARGO_TOKEN."""
+    def at(cls, server: str, namespace: str, where: str) -> Self:
+        """The server at an address, with or without a scheme, and with the token in ARGO_TOKEN.
+
+        `where` is what the address was read from, for messages.
+        """
         if not namespace:
             raise UsageError("an Argo server needs to know the namespace: -n, or ARGO_NAMESPACE")
         if "://" not in server:
@@ -80,7 +83,7 @@ class ArgoServer:
         except ValueError:
             usable = False
         if not usable:
-            raise UsageError(f"--server: {server!r} is not an address of http or https")
+            raise UsageError(f"{where}: {server!r} is not an address of http or https")
         skip = os.environ.get("ARGO_INSECURE_SKIP_VERIFY", "false").lower() not in (*_NO, "")
         if skip:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)

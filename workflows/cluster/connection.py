@@ -59,7 +59,8 @@ def namespace_of(given: Mapping[str, Any]) -> str:
     """The namespace that the flags or the environment name, if any (UsageError where it is no name)."""
     namespace: str = given.get("namespace") or os.environ.get("ARGO_NAMESPACE", "")
     if namespace and not DNS_LABEL.fullmatch(namespace):
-        raise UsageError(f"--namespace: {namespace!r} is not the name of a namespace")
+        where = "--namespace" if given.get("namespace") else "ARGO_NAMESPACE"
+        raise UsageError(f"{where}: {namespace!r} is not the name of a namespace")
     return namespace
 
 
@@ -68,13 +69,13 @@ def connect(given: Mapping[str, Any]) -> Cluster:
     namespace = namespace_of(given)
     if "server" in given and "context" in given:
         raise UsageError("--server and --context name two ways to a cluster; leave one out")
-    server = given.get("server") or (
-        "" if "context" in given else os.environ.get("ARGO_SERVER", "")
-    )
+    where, server = "--server", given.get("server")
+    if not server and "context" not in given:
+        where, server = "ARGO_SERVER", os.environ.get("ARGO_SERVER")
     if server:
         from workflows.cluster.argo_server import ArgoServer  # Hera loads here
 
-        return ArgoServer.at(server, namespace)
+        return ArgoServer.at(server, namespace, where)
     from workflows.cluster.kubernetes_api import KubernetesApi  # and the kubernetes client here
 
     return KubernetesApi.of(given.get("context"), namespace)

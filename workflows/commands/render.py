@@ -30,13 +30,19 @@ def main(argv: Sequence[str]) -> int:
     if problems:
         raise UsageError("\n  ".join(problems))
     own = {name: given.pop(name) for name in [*_OWN, "stdout", "set"] if name in given}
-    settings = settings_file.read(_file(own), {**given, **_pairs(own.get("set", []))})
+    pairs = _pairs(own.get("set", []))
+    called = {name: flags.flag(name) for name in given} | {name: f"--set {name}" for name in pairs}
+    settings = settings_file.read(_file(own), given | pairs, called)
 
     from workflows import access, documents, manifests  # Hera loads here, so --help stays instant
 
+    if "stdout" in own and "out" in own:
+        raise UsageError("--stdout and --out: leave one of them out")
     if "stdout" not in own:
         if useless := [flags.flag(name) for name in ("overlay", "output") if name in own]:
-            raise UsageError(f"{' and '.join(useless)}: only with --stdout")
+            raise UsageError(
+                f"{' and '.join(useless)}: only with --stdout; the folder is whole, and YAML"
+            )
         out = Path(own.get("out", "manifests"))
         texts = manifests.tree(settings)
         try:
