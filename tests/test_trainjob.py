@@ -13,14 +13,15 @@ import pytest
 import yaml
 
 from steps.entrypoint import Run
-from steps.errors import ConfigError, StepError
+from steps.errors import ConfigError, DataError, StepError
 from steps.params import Bound
 from steps.train import trainjob
 from steps.train.backend import Job
 from steps.train.params import TrainParams
-from steps.train.started import Started
+from steps.train.started import Started, refuse_another
 from steps.train.trainjob import manifest
 from steps.train.trainjob.patience import Pace
+from steps.workspace import Workspace
 from tests.servers.kubernetes import KubernetesServer
 from tests.test_train import FAST, TRAIN, train, workspace_in
 from tests.tiny import make_model
@@ -247,6 +248,50 @@ def test_a_job_that_the_cluster_refused_is_not_told_of(
     with pytest.raises(ConfigError, match="422"):
         trainjob.train(*job, PACE)
     assert not note_in(job[1].workspace.root).exists()
+
+
+def test_a_name_that_another_runs_job_has_is_not_told_of_as_this_folders(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    name, labels = manifest.name(job[1]), {"app.kubernetes.io/instance": "two"}
+    other = {"metadata": {"name": name, "labels": labels}, "spec": {"runtimeRef": {"name": "r"}}}
+    api.create("trainjobs", other, NAMESPACE)
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        trainjob.train(*job, PACE)
+    assert not note_in(job[1].workspace.root).exists()
+
+
+def test_a_failure_is_told_although_the_note_of_its_job_cannot_be_removed(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    folder = note_in(job[1].workspace.root).parent
+    trainer = Trainer(api, manifest.name(job[1]))
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.train, *job, PACE)
+        trainer.submitted()
+        trainer.make()
+        folder.rename(folder.with_name("away"))
+        folder.touch()  # nothing can be removed in it
+        trainer.run(f"{trainer.name}-node-0-0-abcde")
+        trainer.end(f"{trainer.name}-node-0-0-abcde", 65, message="the loss diverged")
+        trainer.status(condition("Failed", "True", "FailedJobs", "failed"), failed=1)
+        with pytest.raises(DataError, match="the loss diverged"):
+            step.result(60)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "no JSON", "[]", '{"name": "one"}', '{"other": 1}'], ids=range(5)
+)
+def test_a_note_that_tells_no_trainjob_is_named_with_what_to_look_for(
+    tmp_path: Path, content: str
+) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.started.parent.mkdir()
+    workspace.started.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        refuse_another(workspace)
+    assert f"{workspace.started}: does not tell" in str(caught.value)
+    assert "kubectl get trainjobs" in str(caught.value)
 
 
 def test_a_job_at_another_result_ends_before_its_checkpoints_are_forgotten(
