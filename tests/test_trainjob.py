@@ -484,6 +484,32 @@ def test_a_job_is_deleted_although_the_cluster_is_away_when_its_results_are_in_h
     assert not trainer.has_job()
 
 
+def test_a_step_that_waits_to_delete_its_job_ends_when_it_is_stopped(
+    api: KubernetesServer, tmp_path: Path, started: list["subprocess.Popen[str]"]
+) -> None:
+    base, workspace = make_model(tmp_path / "base"), workspace_in(tmp_path)
+    run = Run(Bound.model_validate({"workspace": workspace, **bound()}))
+    trainer = Trainer(api, manifest.name(run))
+    api.fail("DELETE", "/trainjobs", 503, **{"Retry-After": "600"})
+    step = start(workspace, base, started)
+    trainer.submitted()
+    trainer.make()
+    train_to(workspace / "checkpoints", steps=6, rows=48)
+    shutil.copytree(base, workspace / "checkpoints" / "model")
+    trainer.complete()
+    assert step.stderr
+    assert any("asking again until it answers" in line for line in step.stderr)
+    step.send_signal(signal.SIGTERM)
+    told = step.communicate(timeout=60)[1]
+    assert step.returncode == 143, told
+    assert note_in(workspace).exists()
+    step = start(workspace, base, started)
+    told = step.communicate(timeout=120)[1]
+    assert step.returncode == 0, told
+    assert trainer.job["metadata"]["deletionTimestamp"]
+    assert not note_in(workspace).exists()
+
+
 def test_results_that_are_in_hand_need_no_job(api: KubernetesServer, job: tuple[Job, Run]) -> None:
     train_to(job[0].checkpoints, steps=2, rows=16)
     job[0].model.mkdir()
