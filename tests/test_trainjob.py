@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,7 @@ def test_a_folder_that_a_trainjob_may_be_at_work_in_is_not_trained_in_here(
     step.send_signal(signal.SIGTERM)
     step.communicate(timeout=60)
     unreached = {"KUBERNETES_SERVER_URL": "", "KUBERNETES_AUTH_TOKEN": ""}
-    for more in (["--check"], []):
+    for more in (["--check"], ["--dry-run"], []):
         done = train(workspace, base, f"--launcher={launcher}", *more, **unreached)
         assert done.returncode == 78, done.stderr
         told = done.stderr
@@ -214,6 +215,9 @@ def test_a_folder_that_another_trainjob_may_be_at_work_in_gets_no_second(
     params = job[0].params
     with pytest.raises(ConfigError, match=r"TrainJob team/two-1a2b3c4d .*not seen to end"):
         trainjob.check(params, job[1])
+    asking = replace(job[0], params=params.model_copy(update={"trainer_api": "auto"}))
+    with pytest.raises(ConfigError, match=r"TrainJob team/two-1a2b3c4d .*not seen to end"):
+        trainjob.describe(asking, job[1])
     Started(manifest.name(job[1]), NAMESPACE, api.url).note(job[1].workspace)
     trainjob.check(params, job[1])
 
@@ -490,7 +494,7 @@ def test_a_step_that_waits_to_delete_its_job_ends_when_it_is_stopped(
     base, workspace = make_model(tmp_path / "base"), workspace_in(tmp_path)
     run = Run(Bound.model_validate({"workspace": workspace, **bound()}))
     trainer = Trainer(api, manifest.name(run))
-    api.fail("DELETE", "/trainjobs", 503, **{"Retry-After": "600"})
+    api.fail("DELETE", "/trainjobs", 503, 1, **{"Retry-After": "600"})
     step = start(workspace, base, started)
     trainer.submitted()
     trainer.make()
