@@ -272,6 +272,26 @@ def test_layers_that_unpack_to_more_than_a_model_are_refused(
     assert cached(tmp_path) == []
 
 
+def test_layers_that_are_larger_than_the_volumes_room_are_not_copied(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    manifest = registry.manifest(registry.push("acme/large:1", LAYERS))
+    manifest["layers"][-1]["size"] = 1 << 60
+    registry.put("acme/large:1", manifest)
+    refused = fetch("acme/large:1")
+    assert refused.returncode == 74, refused.stderr
+    assert "free or enlarge the volume" in refused.stderr
+    assert cached(tmp_path) == []
+
+
+def test_an_index_without_images_is_named(registry: Registry, fetch: Fetch) -> None:
+    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}
+    registry.put("acme/none:1", index | {"manifests": []}, "index")
+    refused = fetch("acme/none:1")
+    assert refused.returncode == 65, refused.stderr
+    assert "its manifest is none of an image with layers" in refused.stderr
+
+
 def test_a_killed_copy_leaves_neither_the_secret_nor_a_process_and_is_begun_anew(
     registry: Registry, fetch: Fetch, tmp_path: Path
 ) -> None:

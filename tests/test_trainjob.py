@@ -7,20 +7,22 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from steps.entrypoint import Run
-from steps.errors import ConfigError, StepError
+from steps.errors import ConfigError, DataError, StepError
 from steps.params import Bound
 from steps.train import trainjob
 from steps.train.backend import Job
 from steps.train.params import TrainParams
-from steps.train.started import Started
+from steps.train.started import Started, refuse_another
 from steps.train.trainjob import manifest
 from steps.train.trainjob.patience import Pace
+from steps.workspace import Workspace
 from tests.servers.kubernetes import KubernetesServer
 from tests.test_train import FAST, TRAIN, train, workspace_in
 from tests.tiny import make_model
@@ -192,7 +194,7 @@ def test_a_folder_that_a_trainjob_may_be_at_work_in_is_not_trained_in_here(
     step.send_signal(signal.SIGTERM)
     step.communicate(timeout=60)
     unreached = {"KUBERNETES_SERVER_URL": "", "KUBERNETES_AUTH_TOKEN": ""}
-    for more in (["--check"], []):
+    for more in (["--check"], ["--dry-run"], []):
         done = train(workspace, base, f"--launcher={launcher}", *more, **unreached)
         assert done.returncode == 78, done.stderr
         told = done.stderr
@@ -213,6 +215,9 @@ def test_a_folder_that_another_trainjob_may_be_at_work_in_gets_no_second(
     params = job[0].params
     with pytest.raises(ConfigError, match=r"TrainJob team/two-1a2b3c4d .*not seen to end"):
         trainjob.check(params, job[1])
+    asking = replace(job[0], params=params.model_copy(update={"trainer_api": "auto"}))
+    with pytest.raises(ConfigError, match=r"TrainJob team/two-1a2b3c4d .*not seen to end"):
+        trainjob.describe(asking, job[1])
     Started(manifest.name(job[1]), NAMESPACE, api.url).note(job[1].workspace)
     trainjob.check(params, job[1])
 
@@ -247,6 +252,50 @@ def test_a_job_that_the_cluster_refused_is_not_told_of(
     with pytest.raises(ConfigError, match="422"):
         trainjob.train(*job, PACE)
     assert not note_in(job[1].workspace.root).exists()
+
+
+def test_a_name_that_another_runs_job_has_is_not_told_of_as_this_folders(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    name, labels = manifest.name(job[1]), {"app.kubernetes.io/instance": "two"}
+    other = {"metadata": {"name": name, "labels": labels}, "spec": {"runtimeRef": {"name": "r"}}}
+    api.create("trainjobs", other, NAMESPACE)
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        trainjob.train(*job, PACE)
+    assert not note_in(job[1].workspace.root).exists()
+
+
+def test_a_failure_is_told_although_the_note_of_its_job_cannot_be_removed(
+    api: KubernetesServer, job: tuple[Job, Run]
+) -> None:
+    folder = note_in(job[1].workspace.root).parent
+    trainer = Trainer(api, manifest.name(job[1]))
+    with ThreadPoolExecutor() as pool:
+        step = pool.submit(trainjob.train, *job, PACE)
+        trainer.submitted()
+        trainer.make()
+        folder.rename(folder.with_name("away"))
+        folder.touch()  # nothing can be removed in it
+        trainer.run(f"{trainer.name}-node-0-0-abcde")
+        trainer.end(f"{trainer.name}-node-0-0-abcde", 65, message="the loss diverged")
+        trainer.status(condition("Failed", "True", "FailedJobs", "failed"), failed=1)
+        with pytest.raises(DataError, match="the loss diverged"):
+            step.result(60)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "no JSON", "[]", '{"name": "one"}', '{"other": 1}'], ids=range(5)
+)
+def test_a_note_that_tells_no_trainjob_is_named_with_what_to_look_for(
+    tmp_path: Path, content: str
+) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.started.parent.mkdir()
+    workspace.started.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        refuse_another(workspace)
+    assert f"{workspace.started}: does not tell" in str(caught.value)
+    assert "kubectl get trainjobs" in str(caught.value)
 
 
 def test_a_job_at_another_result_ends_before_its_checkpoints_are_forgotten(
@@ -437,6 +486,32 @@ def test_a_job_is_deleted_although_the_cluster_is_away_when_its_results_are_in_h
     assert trainer.job["metadata"]["deletionTimestamp"]
     trainer.collect()
     assert not trainer.has_job()
+
+
+def test_a_step_that_waits_to_delete_its_job_ends_when_it_is_stopped(
+    api: KubernetesServer, tmp_path: Path, started: list["subprocess.Popen[str]"]
+) -> None:
+    base, workspace = make_model(tmp_path / "base"), workspace_in(tmp_path)
+    run = Run(Bound.model_validate({"workspace": workspace, **bound()}))
+    trainer = Trainer(api, manifest.name(run))
+    api.fail("DELETE", "/trainjobs", 503, 1, **{"Retry-After": "600"})
+    step = start(workspace, base, started)
+    trainer.submitted()
+    trainer.make()
+    train_to(workspace / "checkpoints", steps=6, rows=48)
+    shutil.copytree(base, workspace / "checkpoints" / "model")
+    trainer.complete()
+    assert step.stderr
+    assert any("asking again until it answers" in line for line in step.stderr)
+    step.send_signal(signal.SIGTERM)
+    told = step.communicate(timeout=60)[1]
+    assert step.returncode == 143, told
+    assert note_in(workspace).exists()
+    step = start(workspace, base, started)
+    told = step.communicate(timeout=120)[1]
+    assert step.returncode == 0, told
+    assert trainer.job["metadata"]["deletionTimestamp"]
+    assert not note_in(workspace).exists()
 
 
 def test_results_that_are_in_hand_need_no_job(api: KubernetesServer, job: tuple[Job, Run]) -> None:

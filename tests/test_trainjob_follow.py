@@ -86,6 +86,7 @@ class Here:
             manifest or made_of(),
             limits=Limits(memory="64Gi", running=running),
             bookmark=self.folder / "bookmark.json",
+            note=lambda: None,
             show=lambda: self.shown.append(None),
             pace=pace,
         )

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,13 +75,26 @@ def copy_layers(image: str, pull_secret: str, folder: Path) -> list[Path]:
     """Copy the image, named by its digest, into `folder`; its layers as plain tar files, lowest first.
 
     Raises CredentialsError, DataError or UsageError as the registry refuses the image,
-    TransientError where it does not answer, ConfigError where skopeo is missing or set up wrongly.
+    TransientError where it does not answer, ConfigError where skopeo is missing or set up wrongly,
+    VolumeError where the folder's volume has less room than the layers take.
     """
-    manifest = json.loads(_manifest(image, pull_secret))
-    if "manifests" in manifest:
-        image = f"{image.rpartition('@')[0]}@{_chosen(manifest['manifests'])}"
+    try:
         manifest = json.loads(_manifest(image, pull_secret))
-    compressed = sum(layer["size"] for layer in manifest.get("layers", []))
+        if "manifests" in manifest:
+            image = f"{image.rpartition('@')[0]}@{_chosen(manifest['manifests'])}"
+            manifest = json.loads(_manifest(image, pull_secret))
+        compressed = sum(layer["size"] for layer in manifest["layers"])
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DataError(
+            f"oci://{image}: its manifest is none of an image with layers ({error!r}); give the name "
+            "of an image that holds a model"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if compressed > free:
+        raise VolumeError(
+            f"{folder}: the layers of oci://{image} take {size(compressed)}, and the volume has "
+            f"{size(free)} left: free or enlarge the volume, then run the same command"
+        )
     # The `dir` transport takes apart every compression (zstd too) and keeps what is uncompressed.
     _run(
         "copy",

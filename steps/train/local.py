@@ -73,8 +73,9 @@ def place(params: TrainParams) -> Place:
     )
 
 
-def describe(job: Job, run: Run) -> str:  # noqa: ARG001
+def describe(job: Job, run: Run) -> str:
     """The command that is started on GPUs; a CPU trains in the step's own process."""
+    refuse_another(run.workspace)
     if has_gpu():
         from steps.train import instructlab
 

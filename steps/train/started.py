@@ -31,6 +31,12 @@ def refuse_another(workspace: Workspace, own: tuple[str, str] | None = None) -> 
         there = Started(**json.loads(workspace.started.read_bytes()))
     except FileNotFoundError:
         return
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{workspace.started}: does not tell which TrainJob was started for this folder ({error}): "
+            "see kubectl get trainjobs --all-namespaces; when none trains here, remove this file and "
+            "run the same command"
+        ) from error
     if (there.namespace, there.name) == own:
         return
     raise ConfigError(

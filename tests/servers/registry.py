@@ -13,9 +13,11 @@ import subprocess
 import tarfile
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 _MEDIA = "application/vnd.oci.image"
 USER, PASSWORD = "somebody", "correct-horse-battery"
@@ -124,6 +126,26 @@ class Registry:
             command = ["skopeo", "copy", "--quiet", f"--digestfile={digest}", *given, *images]
             subprocess.run(command, check=True)
             return digest.read_text()
+
+    def put(self, name: str, manifest: object, kind: str = "manifest") -> None:
+        """Put a manifest there under `name:tag` that skopeo would not make."""
+        repository, _, tag = name.partition(":")
+        request = urllib.request.Request(
+            f"http://{self.host}/v2/{repository}/manifests/{tag}",
+            data=json.dumps(manifest).encode(),
+            headers={
+                "Authorization": f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}",
+                "Content-Type": f"{_MEDIA}.{kind}.v1+json",
+            },
+            method="PUT",
+        )
+        urllib.request.urlopen(request).close()
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        """The manifest of that digest."""
+        found = self.folder.glob(f"storage/**/sha256/??/{digest.removeprefix('sha256:')}/data")
+        read: dict[str, Any] = json.loads(next(found).read_bytes())
+        return read
 
     def __enter__(self) -> "Registry":
         self.folder.mkdir(parents=True, exist_ok=True)

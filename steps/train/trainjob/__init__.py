@@ -73,8 +73,7 @@ def _run(cluster: "Cluster", job: Job, run: Run, pace: Pace) -> None:
     limits.tell(job.params)
     job.write(job.file)
     sent = Patience(pace).ask(lambda: _rendered(cluster, job, run), pace.submission)
-    # Before there is a job: an attempt that is killed as it sends one has told of it.
-    Started(manifest.name(run), cluster.namespace, cluster.where).note(run.workspace)
+    started = Started(manifest.name(run), cluster.namespace, cluster.where)
     with progress("training", job.steps, "steps") as shown:
 
         def show() -> None:
@@ -93,6 +92,7 @@ def _run(cluster: "Cluster", job: Job, run: Run, pace: Pace) -> None:
                 sent,
                 limits=follow.Limits(job.params.memory, manifest.deadline(job.params)),
                 bookmark=job.checkpoints / "worker-log.json",
+                note=lambda: started.note(run.workspace),
                 show=show,
                 pace=pace,
             )
@@ -153,5 +153,5 @@ def _forget_if_ended(cluster: "Cluster", run: Run) -> None:
     try:
         if submit.has_ended(cluster, manifest.name(run)):
             files.remove(run.workspace.started)
-    except StepError as error:  # who is refused does not know, and the note stays
+    except (StepError, OSError) as error:  # who is refused does not know, and the note stays
         log.debug("%s", error)

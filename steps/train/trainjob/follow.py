@@ -47,16 +47,17 @@ def run(
     *,
     limits: Limits,
     bookmark: Path,
+    note: Callable[[], None],
     show: Callable[[], None],
     pace: Pace | None = None,
 ) -> Object:
     """The run's TrainJob when it is complete: submitted or attached to, its log told meanwhile.
 
-    `show` is called now and then while it runs. Raises the worker's own error where it failed.
+    `note` is called as soon as there may be one, `show` now and then while it runs. Raises the worker's own error where it failed.
     Whoever is stopped, or loses the right to look, leaves the job to the next attempt.
     """
     pace = pace or Pace()
-    job = submit(cluster, manifest, pace)
+    job = submit(cluster, manifest, pace, note)
     following = _Following(cluster, job, limits, bookmark, show, pace)
     try:
         return following.to_the_end()

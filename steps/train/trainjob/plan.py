@@ -8,6 +8,7 @@ from steps.entrypoint import Run
 from steps.errors import ConfigError
 from steps.train.backend import Job, Place
 from steps.train.params import TrainParams
+from steps.train.started import refuse_another
 from steps.train.trainjob import limits, manifest
 from steps.train.trainjob.manifest import FINGERPRINT, SENT, Runtime
 
@@ -45,6 +46,7 @@ def describe(job: Job, run: Run) -> str:
             raise ConfigError(
                 f"{error}; without a cluster, --trainer-api v2.2 (or v2.1) prints the TrainJob"
             ) from error
+        refuse_another(run.workspace, own=(connected.namespace, manifest.name(run)))
         runtime = runtimes.find(connected, params)
         api = runtimes.shape(connected, params, partial(manifest.render, job, run, runtime=runtime))
     else:

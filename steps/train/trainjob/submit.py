@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from steps.errors import ConfigError, ExistsError, ForbiddenError, TransientError
@@ -20,10 +20,13 @@ _OWNERS = ("app.kubernetes.io/component", "app.kubernetes.io/instance")
 """Labels that another run's TrainJob has otherwise."""
 
 
-def submit(cluster: Cluster, manifest: Mapping[str, Any], pace: Pace) -> Object:
+def submit(
+    cluster: Cluster, manifest: Mapping[str, Any], pace: Pace, note: Callable[[], None]
+) -> Object:
     """The run's TrainJob: attached to where it runs or is complete, made anew where it failed.
 
     One that was asked for with other parameters is deleted first; one of another run is refused.
+    `note` is called as soon as there may be one of this run.
     """
     sent = _digest(manifest)
     metadata = manifest["metadata"]
@@ -34,6 +37,7 @@ def submit(cluster: Cluster, manifest: Mapping[str, Any], pace: Pace) -> Object:
         there, _ = patience.ask(lambda: objects.find(cluster, name), pace.submission)
         if there is None:
             _wait_until_gone(cluster, name, None, pace)
+            note()  # an attempt that is killed as it sends one has told of it
             try:
                 job = patience.ask(lambda: objects.create(cluster, manifest), pace.submission)
             except ExistsError:  # made meanwhile, or by a request whose answer was lost
@@ -41,6 +45,7 @@ def submit(cluster: Cluster, manifest: Mapping[str, Any], pace: Pace) -> Object:
             log.info("submitted %s", title(cluster, job))
             return job
         _refuse_of_another_run(cluster, there, manifest)
+        note()
         unfit = _unfit(there, sent)
         if unfit is None:
             log.info("%s is there already: attached to it", title(cluster, there))
