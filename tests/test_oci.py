@@ -272,11 +272,12 @@ def test_layers_that_unpack_to_more_than_a_model_are_refused(
     assert cached(tmp_path) == []
 
 
-def test_layers_that_are_larger_than_the_volumes_room_are_not_copied(
-    registry: Registry, fetch: Fetch, tmp_path: Path
+@pytest.mark.parametrize("share", [0.75, 1000])
+def test_layers_that_the_volume_has_no_room_for_beside_the_model_are_not_copied(
+    registry: Registry, fetch: Fetch, tmp_path: Path, share: float
 ) -> None:
     manifest = registry.manifest(registry.push("acme/large:1", LAYERS))
-    manifest["layers"][-1]["size"] = 1 << 60
+    manifest["layers"][-1]["size"] = int(shutil.disk_usage(tmp_path).free * share)
     registry.put("acme/large:1", manifest)
     refused = fetch("acme/large:1")
     assert refused.returncode == 74, refused.stderr

@@ -76,7 +76,7 @@ def copy_layers(image: str, pull_secret: str, folder: Path) -> list[Path]:
 
     Raises CredentialsError, DataError or UsageError as the registry refuses the image,
     TransientError where it does not answer, ConfigError where skopeo is missing or set up wrongly,
-    VolumeError where the folder's volume has less room than the layers take.
+    VolumeError where the folder's volume has less room than the layers and the model take.
     """
     try:
         manifest = json.loads(_manifest(image, pull_secret))
@@ -90,10 +90,11 @@ def copy_layers(image: str, pull_secret: str, folder: Path) -> list[Path]:
             "of an image that holds a model"
         ) from error
     free = shutil.disk_usage(folder).free
-    if compressed > free:
+    if 2 * compressed > free:  # the layers lie beside the model until it is whole
         raise VolumeError(
-            f"{folder}: the layers of oci://{image} take {size(compressed)}, and the volume has "
-            f"{size(free)} left: free or enlarge the volume, then run the same command"
+            f"{folder}: the layers of oci://{image} take {size(compressed)}, and the model as much "
+            f"again, and the volume has {size(free)} left: free or enlarge the volume, then run the "
+            "same command"
         )
     # The `dir` transport takes apart every compression (zstd too) and keeps what is uncompressed.
     _run(
