@@ -271,6 +271,11 @@ def test_a_fault_deep_in_an_array_is_told_by_its_line(tmp_path: Path) -> None:
         ("page.jsonl", b"<!DOCTYPE html><html></html>", "a web page"),
         ("in.json", b'[{"messages": []},\n{"mess', r"in\.json:2: the JSON array is broken"),
         ("in.json", b'[{"messages": []},\n oops]', r"in\.json:2: the JSON array is broken"),
+        (
+            "in.json",
+            b"[,%b]" % jsonl([chat("x" * 2 * PIECE)]),
+            r"in\.json:1: the JSON array is broken",
+        ),
         ("in.json", b"[" * 10**6, "the JSON array is broken"),
         ("in.parquet", b"PAR1 and then nothing", r"in\.parquet: broken"),
         ("in.arrow", b"ARROW1\0\0 and then nothing", r"in\.arrow: broken"),

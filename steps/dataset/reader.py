@@ -184,8 +184,7 @@ def _elements(name: str, file: IO[bytes]) -> Iterator[bytes]:
         text += data
         tries = max(_MOST_CUTS * PIECE // len(text), 2)
         for cut in islice(_cuts(text, opening), tries):
-            rows = _decoded(name, newlines, text[:cut], b"]")
-            if rows is not None:
+            if rows := _decoded(name, newlines, text[:cut], b"]"):
                 yield from map(bytes, rows)
                 newlines += text.count(b"\n", 0, cut)
                 text = text[cut + 1 :]
@@ -200,7 +199,9 @@ def _cuts(text: bytes, opening: bytes) -> Iterator[int]:
     """
     for begun in dict.fromkeys((opening, b"{")):
         at = len(text)
-        while (at := text.rfind(begun, 0, at)) > 0:
+        for _ in range(PIECE):  # a longer text may be all braces: to look at each takes minutes
+            if (at := text.rfind(begun, 0, at)) <= 0:
+                break
             start = max(at - _BETWEEN, 0)
             between = text[start:at].rstrip()
             if between.endswith(b","):
