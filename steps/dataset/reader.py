@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from steps.dataset.chats import SURPLUS
+from steps.dataset.chats import KEYS, SURPLUS
 from steps.dataset.pieces import LONGEST_ROW, PIECE, Block, Range
 from steps.errors import DataError
 
@@ -266,7 +266,9 @@ def _parquet(name: str, path: Path, compression: str | None) -> Iterator[Block]:
     with pq.ParquetFile(path, memory_map=True) as table:
         columns = table.schema_arrow.names
         _refuse_doubles(name, columns)
-        named = [column for column in columns if column in COLUMNS]
+        fits = any(set(keys) <= set(columns) for keys in KEYS.values())
+        # Where no schema fits, the rows are refused by all the names that they have.
+        named = [column for column in columns if column in COLUMNS or not fits]
         share = path.stat().st_size // max(table.metadata.num_rows, 1)
         for group in range(table.num_row_groups):
             described = table.metadata.row_group(group)
