@@ -271,6 +271,11 @@ def test_a_fault_deep_in_an_array_is_told_by_its_line(tmp_path: Path) -> None:
         ("page.jsonl", b"<!DOCTYPE html><html></html>", "a web page"),
         ("in.json", b'[{"messages": []},\n{"mess', r"in\.json:2: the JSON array is broken"),
         ("in.json", b'[{"messages": []},\n oops]', r"in\.json:2: the JSON array is broken"),
+        (
+            "in.json",
+            b"[,%b]" % jsonl([chat("x" * 2 * PIECE)]),
+            r"in\.json:1: the JSON array is broken",
+        ),
         ("in.json", b"[" * 10**6, "the JSON array is broken"),
         ("in.parquet", b"PAR1 and then nothing", r"in\.parquet: broken"),
         ("in.arrow", b"ARROW1\0\0 and then nothing", r"in\.arrow: broken"),
@@ -320,3 +325,27 @@ def test_a_file_with_wrong_bytes_in_it_is_read_or_refused(tmp_path: Path, name: 
                 assert isinstance(piece.rows(), list)
         except DataError as error:
             assert name in str(error)  # both outcomes are right
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.parquet", "in.csv"])
+def test_a_table_of_no_schema_is_told_by_all_its_columns(tmp_path: Path, name: str) -> None:
+    row = {"instruction": "q", "context": "c", "response": "a"}
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    elif name.endswith(".csv"):
+        path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+    else:
+        path.write_bytes(jsonl([row]))
+    with pytest.raises(DataError, match="has the keys: instruction, context, response"):
+        prepare(tmp_path / "run", path)
+
+
+def test_unmask_is_read_from_a_table_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("prompt,completion,unmask\nq,a,True\nr,b,false\ns,c,\n")
+    prepare(tmp_path / "run", path, data_split=1.0)
+    assert [row.get("unmask") for row in rows(tmp_path / "run")] == [True, False, None]
+    path.write_text("prompt,completion,unmask\nq,a,yes\n")
+    with pytest.raises(DataError, match="'unmask' must be true or false"):
+        prepare(tmp_path / "other", path)

@@ -198,6 +198,8 @@ class Failing(BaseHTTPRequestHandler):
     """Whether the object was uploaded in parts: its ETag is no digest of the whole."""
     part = 0
     """Bytes of the parts by which it was uploaded, where the server tells: the ETag is of their digests."""
+    whole = False
+    """Whether the SHA-256 of the whole is sent beside."""
     bare = False
     """Whether neither length nor ETag are sent."""
     ranges = True
@@ -230,6 +232,9 @@ class Failing(BaseHTTPRequestHandler):
             sent = base64.b64encode(value).decode()
             self.send_header(f"x-amz-checksum-{self.checksum}", sent)
             self.send_header("x-amz-checksum-type", "FULL_OBJECT")
+        if self.whole:
+            sent = base64.b64encode(hashlib.sha256(self.content).digest()).decode()
+            self.send_header("x-amz-checksum-sha256", sent)
         if start:
             total = len(self.content)
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
@@ -355,6 +360,14 @@ def test_bytes_of_an_object_in_parts_that_do_not_fit_its_etag_are_fetched_again(
     failing.plan[:] = ["serve", "lie", "lie"]
     with pytest.raises(DataError, match=r"corrupt: its md5 is [0-9a-f]+-4, the server says"):
         prepare(tmp_path / "b", URI, data_split=1.0)
+
+
+def test_a_digest_of_the_whole_beside_an_etag_of_parts_is_checked_as_such(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.part, failing.whole = 500, True
+    prepare(tmp_path, URI, data_split=1.0)
+    assert rows(tmp_path) == ROWS
 
 
 @pytest.mark.parametrize("algorithm", ["SHA1", "SHA256", None])

@@ -19,7 +19,7 @@ import xxhash
 from steps.dataset.pieces import LONGEST_ROW
 
 Schema = Literal["auto", "messages", "conversations", "alpaca", "prompt_completion"]
-_KEYS = {
+KEYS = {
     "messages": ("messages",),
     "conversations": ("conversations",),
     "prompt_completion": ("prompt", "completion"),
@@ -257,9 +257,11 @@ def _read_closely(row: bytes, schema: Schema) -> _Chat:
     if "tools" in fields and (tools := _list(fields["tools"], "tools")):
         chat["tools"] = [_on_a_line(_unwrapped(tool, "tools", "{")) for tool in tools]
     if "unmask" in fields:
-        if bytes(fields["unmask"]) not in (b"true", b"false"):
+        said = bytes(fields["unmask"]).strip(b'"').lower()  # CSV has text alone
+        if said not in (b"true", b"false", b""):
             raise Fault("'unmask' must be true or false")
-        chat["unmask"] = fields["unmask"]
+        if said:
+            chat["unmask"] = msgspec.Raw(said)
     return _Chat(
         line=_encode(chat) + b"\n",
         roles=roles,
@@ -306,13 +308,13 @@ def _order(roles: tuple[str, ...]) -> str | None:
 
 def _messages(fields: Fields, keys: Iterable[str], schema: Schema) -> list[dict[str, Any]]:
     """The messages by the schema, or the first that fits; `keys` are those of the row, to name them."""
-    asked = _KEYS if schema == "auto" else (schema,)
-    found = next((name for name in asked if all(key in fields for key in _KEYS[name])), None)
+    asked = KEYS if schema == "auto" else (schema,)
+    found = next((name for name in asked if all(key in fields for key in KEYS[name])), None)
     if found is None:
         wanted = (
             "'messages' or 'conversations' field"
             if schema == "auto"
-            else f"{' and '.join(map(repr, _KEYS[schema]))} for the schema {schema}"
+            else f"{' and '.join(map(repr, KEYS[schema]))} for the schema {schema}"
         )
         listed = ", ".join(key if key in fields else f"{key} (null)" for key in keys) or "none"
         raise Fault(f"missing {wanted}; the row has the keys: {listed[:300]}")

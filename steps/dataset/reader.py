@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from steps.dataset.chats import SURPLUS
+from steps.dataset.chats import KEYS, SURPLUS
 from steps.dataset.pieces import LONGEST_ROW, PIECE, Block, Range
 from steps.errors import DataError
 
@@ -184,8 +184,7 @@ def _elements(name: str, file: IO[bytes]) -> Iterator[bytes]:
         text += data
         tries = max(_MOST_CUTS * PIECE // len(text), 2)
         for cut in islice(_cuts(text, opening), tries):
-            rows = _decoded(name, newlines, text[:cut], b"]")
-            if rows is not None:
+            if rows := _decoded(name, newlines, text[:cut], b"]"):
                 yield from map(bytes, rows)
                 newlines += text.count(b"\n", 0, cut)
                 text = text[cut + 1 :]
@@ -200,7 +199,9 @@ def _cuts(text: bytes, opening: bytes) -> Iterator[int]:
     """
     for begun in dict.fromkeys((opening, b"{")):
         at = len(text)
-        while (at := text.rfind(begun, 0, at)) > 0:
+        for _ in range(PIECE):  # a longer text may be all braces: to look at each takes minutes
+            if (at := text.rfind(begun, 0, at)) <= 0:
+                break
             start = max(at - _BETWEEN, 0)
             between = text[start:at].rstrip()
             if between.endswith(b","):
@@ -265,7 +266,9 @@ def _parquet(name: str, path: Path, compression: str | None) -> Iterator[Block]:
     with pq.ParquetFile(path, memory_map=True) as table:
         columns = table.schema_arrow.names
         _refuse_doubles(name, columns)
-        named = [column for column in columns if column in COLUMNS]
+        fits = any(set(keys) <= set(columns) for keys in KEYS.values())
+        # Where no schema fits, the rows are refused by all the names that they have.
+        named = [column for column in columns if column in COLUMNS or not fits]
         share = path.stat().st_size // max(table.metadata.num_rows, 1)
         for group in range(table.num_row_groups):
             described = table.metadata.row_group(group)

@@ -34,10 +34,10 @@ class Body:
     etag: str = ""
     """Tells this version of the file from others; empty where the server gives nothing."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """What the server says the whole file's digests are: hashlib's name of it -> hex."""
+    """What the server says the whole file's digests are: hashlib's name of it -> hex; with `-` and a
+    number behind it, the digest of the digests of so many parts."""
     part: int = 0
-    """Bytes of the parts whose digests these are the digests of, `-` and their number behind; 0 if
-    they are of the whole at once."""
+    """Bytes of each part but the last, where there are parts."""
 
 
 class _Digest(Protocol):
@@ -124,8 +124,8 @@ class Download:
             raise DataError(f"{self.name}: asked for bytes from {offset}, got {body.offset}")
         whole = hashlib.sha256()
         promised: dict[str, _Digest] = {
-            name: _InParts(name, body.part) if body.part else hashlib.new(name)
-            for name in body.digests
+            name: _InParts(name, body.part) if "-" in expected else hashlib.new(name)
+            for name, expected in body.digests.items()
         }
         digests = [whole, *promised.values()]
         files.write(self._receipt, json.dumps({"etag": body.etag}))

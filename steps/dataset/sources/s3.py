@@ -186,12 +186,9 @@ class S3:
         if size is None and "ContentLength" in answer:
             size = begins + answer["ContentLength"]
         digests, part = _digests(answer), 0
-        # All or none are of an object in parts.
-        if number := max(
-            (int(digest.partition("-")[2] or 0) for digest in digests.values()), default=0
-        ):
-            part = self._size_of_parts(key, number, size)
-            digests = digests if part else {}
+        number = max((int(digest.partition("-")[2] or 0) for digest in digests.values()), default=0)
+        if number and not (part := self._size_of_parts(key, number, size)):
+            digests = {name: digest for name, digest in digests.items() if "-" not in digest}
         return Body(
             chunks=self._chunks(answer["Body"]),
             offset=begins,
