@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from steps.dataset.params import DatasetParams
+from steps.errors import UsageError
 from steps.evaluate.params import EvaluateParams
 from steps.record import Asset, Record
 from steps.workspace import Workspace
@@ -169,6 +170,13 @@ def test_a_check_sees_that_a_step_left_out_has_left_nothing(
     refused = sft("run", "--from", start, "--check", "--runs", tmp_path / "runs")
     assert refused.returncode == 64
     assert told in refused.stderr
+
+
+def test_a_file_that_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 2\nseed: [1, 2\n")
+    with pytest.raises(UsageError, match=r"mine\.yaml:3: [^<>]+$"):
+        values.from_file(path)
 
 
 def test_a_file_that_names_one_parameter_twice_is_refused_by_both_names(tmp_path: Path) -> None:
