@@ -195,6 +195,9 @@ def test_a_file_that_names_one_parameter_twice_is_refused_by_both_names(tmp_path
         (["--verbosity", "LOUD"], "--verbosity: input should be 'DEBUG'"),
         (["--params", "{}/none.yaml"], "{}/none.yaml: No such file"),
         (["--resume", "{}"], "{} is not the folder of a run"),
+        (["--model", "m" * 300], "mmm...: File name too long"),
+        (["--model", "/m" * 3000], "/m...: File name too long"),
+        (["--run-name", "m" * 300], "mmm...: File name too long"),
     ],
 )
 def test_what_the_command_itself_cannot_use_is_a_mistake_of_use(
@@ -203,6 +206,7 @@ def test_what_the_command_itself_cannot_use_is_a_mistake_of_use(
     (tmp_path / "file").touch()
     words = [word.format(tmp_path) for word in arguments]
     refused = sft("run", "--data-uri", "/x.jsonl", *words, cwd=tmp_path)
+    assert "Traceback" not in refused.stderr
     assert refused.returncode == 64, refused.stderr
     assert told.format(tmp_path) in refused.stderr
     assert "Traceback" not in refused.stderr
