@@ -363,6 +363,10 @@ def test_a_bus_of_one_server_keeps_one_copy_and_a_bus_that_is_there_is_used() ->
         ({"webhook": {"fields": {"epochs": "x"}}}, "events.parameters: --data-uri is required"),
         ({"webhook": {}, "parameters": {}}, "every run but the first would fail to register"),
         ({"webhook": {}, "parameters": {"on_conflict": "error"}}, "every run but the first"),
+        (
+            {"webhook": {}, "parameters": {"on_conflict": "increment", "model": "pvc://x/y"}},
+            "events.parameters: --model pvc://x/y: the claim 'x' is not mounted",
+        ),
         ({"webhook": {}, "parameters": {"epoks": 2}}, "epoks is not a parameter"),
     ],
 )

@@ -206,7 +206,6 @@ def test_what_the_command_itself_cannot_use_is_a_mistake_of_use(
     (tmp_path / "file").touch()
     words = [word.format(tmp_path) for word in arguments]
     refused = sft("run", "--data-uri", "/x.jsonl", *words, cwd=tmp_path)
-    assert "Traceback" not in refused.stderr
     assert refused.returncode == 64, refused.stderr
     assert told.format(tmp_path) in refused.stderr
     assert "Traceback" not in refused.stderr

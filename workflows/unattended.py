@@ -1,10 +1,11 @@
 """Runs by the parameters of the settings: what template, schedule and events have in common."""
 
 from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Any
 
 from steps.params import StepParams, type_name
-from workflows import values
+from workflows import storage, values
 from workflows.cluster.api import Template
 from workflows.pipeline import SHAPING, Pipeline
 from workflows.settings import Settings
@@ -27,12 +28,15 @@ def template_label(settings: Settings, pipeline: Pipeline) -> dict[str, str]:
 
 
 def refusals_of_defaults(settings: Settings, pipeline: Pipeline) -> list[str]:
-    """What the rules have against the team's parameters, whatever data a run is given.
+    """What the rules have against the team's parameters, whatever else a run is given.
 
-    Values that do not fit their own parameter are for `values.texts` to tell.
+    Each step is held by itself: what does not go with another step's, a run may complete (an eval set
+    where the team splits none off). Values that do not fit their own parameter are for `values.texts`.
     """
     required = [each.name for each in pipeline.parameters() if each.field.is_required()]
-    return pipeline.refusals(_models(settings, pipeline, {}, required)[0])
+    models, _ = _models(settings, pipeline, {}, required)
+    alone = [pipeline.refusals({name: model}) for name, model in models.items()]
+    return [*chain(*alone), *storage.not_mounted(models, storage.mounted(settings))]
 
 
 def workflow_spec(
@@ -51,6 +55,7 @@ def workflow_spec(
     texts = values.texts(pipeline, own, where)
     models, problems = _models(settings, pipeline, own, filled)
     problems += pipeline.refusals(models, repeated=True)
+    problems += storage.not_mounted(models, storage.mounted(settings))
     values.refuse([f"{where}: {problem}" for problem in problems])
     return {
         "workflowTemplateRef": {
