@@ -17,6 +17,7 @@ from workflows.settings import Events, Webhook
 
 MINIO = {"endpoint": "minio:9000", "bucket": "datasets"}
 SQS = {"queue": "landed", "region": "eu-west-1"}
+GIVEN = {"data_uri": "hf://org/chats", "on_conflict": "increment"}
 
 
 def objects(name: str = "defaults", /, **sources: Any) -> dict[str, list[dict[str, Any]]]:
@@ -355,6 +356,14 @@ def test_a_bus_of_one_server_keeps_one_copy_and_a_bus_that_is_there_is_used() ->
         (
             {"minio": {**MINIO, "parameter": "data"}},
             "events.minio.parameter: data is not a parameter",
+        ),
+        (
+            {"minio": {**MINIO, "parameter": "model"}, "parameters": GIVEN},
+            "--model 's3://bucket/key': no base models come by s3://",
+        ),
+        (
+            {"minio": {**MINIO, "parameter": "epochs"}, "parameters": GIVEN},
+            "--epochs: input should",
         ),
         (
             {"webhook": {"fields": {"data_uri": "x", "dataset_data_uri": "y"}}},
