@@ -103,7 +103,7 @@ class Terminated(SystemExit):
 
 _VOLUME_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
 _ACCESS_ERRNOS = {errno.EACCES, errno.EPERM}
-
+_SHOWN = 80  # characters of a name that is too long
 
 # Libraries in other languages tell it in their own words: those in Rust (safetensors) with the
 # number, torch's file writer without.
@@ -111,8 +111,10 @@ _VOLUME_TEXTS = ("No space left on device", "enforce fail at inline_container.cc
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
-def volume_error(error: BaseException, writing: Path | None = None) -> VolumeError | None:
+def volume_error(error: BaseException, writing: Path | None = None) -> StepError | None:
     """The VolumeError behind `error`, where a volume that is full, broken or not ours caused it.
+
+    A name that is longer than any volume takes was given so: that is a UsageError.
 
     It names the file, or what was being written where the error does not tell which. Libraries wrap the operating system's error in their own, so its causes are looked at too.
     """
@@ -123,6 +125,9 @@ def volume_error(error: BaseException, writing: Path | None = None) -> VolumeErr
             return VolumeError(
                 f"{where}{seen.strerror}: free or enlarge the volume, then run the same command"
             )
+        if isinstance(seen, OSError) and seen.errno == errno.ENAMETOOLONG:
+            name = str(seen.filename or writing or "a name")
+            return UsageError(f"{name[:_SHOWN]}{'...' * (len(name) > _SHOWN)}: {seen.strerror}")
         if isinstance(seen, OSError) and seen.errno in _ACCESS_ERRNOS and seen.filename:
             return VolumeError(
                 f"{seen.filename}: {seen.strerror}: let user {os.getuid()} of group {os.getgid()} "

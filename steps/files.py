@@ -125,6 +125,11 @@ def git_blob(path: Path) -> str:
     return digest.hexdigest()
 
 
+def from_here(text: str) -> Path:
+    """The absolute path that the text is to who stands here; a `~name` of no user is a folder's name."""
+    return Path(os.path.expanduser(text)).absolute()  # noqa: PTH111  # Path's own raises RuntimeError there
+
+
 def size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder, which others may be removing meanwhile."""
     if not path.is_dir():

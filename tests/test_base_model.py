@@ -328,6 +328,11 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
         resolve(str(path), local(tmp_path))
 
 
+def test_the_home_of_no_user_is_told_as_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"~nobody-here/model: not there"):
+        resolve("~nobody-here/model", local(tmp_path))
+
+
 def test_a_model_on_a_mounted_claim_is_found(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "claims" / "models" / "acme" / "tiny")
     run = local(tmp_path, claims=tmp_path / "claims")

@@ -17,6 +17,7 @@ from workflows.settings import Events, Webhook
 
 MINIO = {"endpoint": "minio:9000", "bucket": "datasets"}
 SQS = {"queue": "landed", "region": "eu-west-1"}
+GIVEN = {"data_uri": "hf://org/chats", "on_conflict": "increment"}
 
 
 def objects(name: str = "defaults", /, **sources: Any) -> dict[str, list[dict[str, Any]]]:
@@ -357,12 +358,24 @@ def test_a_bus_of_one_server_keeps_one_copy_and_a_bus_that_is_there_is_used() ->
             "events.minio.parameter: data is not a parameter",
         ),
         (
+            {"minio": {**MINIO, "parameter": "model"}, "parameters": GIVEN},
+            "--model 's3://bucket/key': no base models come by s3://",
+        ),
+        (
+            {"minio": {**MINIO, "parameter": "epochs"}, "parameters": GIVEN},
+            "--epochs: input should",
+        ),
+        (
             {"webhook": {"fields": {"data_uri": "x", "dataset_data_uri": "y"}}},
             "events.webhook.fields: two of them set phase_01_dataset_man_data_uri",
         ),
         ({"webhook": {"fields": {"epochs": "x"}}}, "events.parameters: --data-uri is required"),
         ({"webhook": {}, "parameters": {}}, "every run but the first would fail to register"),
         ({"webhook": {}, "parameters": {"on_conflict": "error"}}, "every run but the first"),
+        (
+            {"webhook": {}, "parameters": {"on_conflict": "increment", "model": "pvc://x/y"}},
+            "events.parameters: --model pvc://x/y: the claim 'x' is not mounted",
+        ),
         ({"webhook": {}, "parameters": {"epoks": 2}}, "epoks is not a parameter"),
     ],
 )

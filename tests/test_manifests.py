@@ -463,7 +463,7 @@ def test_parts_of_the_folder_are_printed_as_yaml_or_json(
         (["--overlay=base"], "--overlay: only with --stdout"),
         (["--settings=nowhere.yaml"], "nowhere.yaml: No such file or directory"),
         (["--set", "mutex"], "--set: 'mutex' is not NAME=VALUE"),
-        (["--set", "claims=[a"], "--set claims: "),
+        (["--set", "claims=[a"], "--set claims: while parsing a flow sequence, expected"),
         (["--set", "gpu.resourse=x/y"], "sft: --set gpu.resourse is not a setting; did you mean"),
         (["--user", "root", "--set", "scratch=x"], "sft: --user: "),
         (["--set", "labels={a: b c}"], "sft: --set labels.a: should be the value of a label"),

@@ -60,6 +60,7 @@ def test_it_starts_runs_from_the_template_with_its_own_parameters() -> None:
         ({"data_uri": "/x", "on_conflict": "increment", "epoks": 1}, "epoks is not a parameter"),
         ({"data_uri": "/x", "on_conflict": "increment", "epochs": "x"}, "--epochs: "),
         ({"data_uri": "chats.jsonl", "on_conflict": "increment"}, "a relative path, which leads"),
+        ({"data_uri": "pvc://x/y", "on_conflict": "increment"}, "the claim 'x' is not mounted"),
         ({"data_uri": "{{x}}", "on_conflict": "increment"}, "a tag of Argo"),
         ({"data_uri": "/x", "on_conflict": "increment", "hf_token": "x"}, "a Kubernetes Secret"),
     ],

@@ -161,10 +161,12 @@ def test_a_misspelt_setting_is_told_with_what_it_may_have_meant(name: str, meant
     ("text", "told"),
     [
         ("- a\n", "not a mapping"),
-        ("a: [\n", "mine.yaml: "),
-        ("\xff", "mine.yaml: "),
+        ("a: [\n", r"mine\.yaml:2: while parsing a flow"),
+        ("a: b\nc: d: e\n", r"mine\.yaml:2: mapping values are not allowed"),
+        ("a: b\n\x01", r"mine\.yaml: not YAML: control characters"),
+        ("\xff", r"mine\.yaml: not YAML: invalid start byte"),
         ("1: 2\n", "1"),
-        ("user: 2000\nlabels: {a: b}\nuser: 3000\n", r"user is there twice\n.*line 3, column 1"),
+        ("user: 2000\nlabels: {a: b}\nuser: 3000\n", r"mine\.yaml:3: user is there twice$"),
         ("labels: {a: b, a: c}\n", "a is there twice"),
     ],
 )
@@ -295,6 +297,15 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
             "parameters: --chat-template ours.jinja: ",
         ),
         ({"parameters": {"data_uri": "data/x.jsonl"}}, "parameters: data/x.jsonl: a relative path"),
+        (
+            {"parameters": {"data_uri": "/x pvc://chats/x"}, "claims": ["models"]},
+            "parameters: --data-uri pvc://chats/x: the claim 'chats' is not mounted in the pods "
+            "(those that are: models, sft-runs)",
+        ),
+        (
+            {"parameters": {"evaluate-model": "pvc://sft-runs/m"}, "name_prefix": "dev-"},
+            "parameters: --evaluate-model pvc://sft-runs/m: the claim 'sft-runs' is not mounted",
+        ),
         ({"parameters": {"gpu": 0}}, "parameters: --gpu 0: a TrainJob's workers train on GPUs"),
         ({"parameters": {"lr_scheduler": "none"}}, "parameters: --lr-scheduler: "),
         ({"parameters": {"hf_token": "hf_x"}}, "a secret belongs in a Kubernetes Secret"),
@@ -309,6 +320,20 @@ def test_what_fits_in_no_cluster_is_refused(values: dict[str, Any], told: str) -
     assert told in str(refused.value)
     with pytest.raises(UsageError):
         manifests.part(given, None)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"parameters": {"data_split": 1.0, "tasks": []}},  # a run may bring an eval set
+        {"parameters": {"model": "pvc://models/base"}, "claims": ["models"]},
+        {"parameters": {"model": "pvc://sft-runs/runs/first/model"}},
+        {"parameters": {"model": "oci://quay.io/a/b:1", "eval_uri": "hf://org/held-out"}},
+        {"parameters": {"model": "org/name@main", "chat_template": "/claims/x/t.jinja"}},
+    ],
+)
+def test_defaults_that_a_run_completes_are_taken(values: dict[str, Any]) -> None:
+    manifests.refuse_impossible(settings.validate(values, "mine.yaml"))
 
 
 def test_several_impossible_settings_are_told_together() -> None:

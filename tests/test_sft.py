@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from steps.dataset.params import DatasetParams
+from steps.errors import UsageError
 from steps.evaluate.params import EvaluateParams
 from steps.record import Asset, Record
 from steps.workspace import Workspace
@@ -171,6 +172,13 @@ def test_a_check_sees_that_a_step_left_out_has_left_nothing(
     assert told in refused.stderr
 
 
+def test_a_file_that_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 2\nseed: [1, 2\n")
+    with pytest.raises(UsageError, match=r"mine\.yaml:3: [^<>]+$"):
+        values.from_file(path)
+
+
 def test_a_file_that_names_one_parameter_twice_is_refused_by_both_names(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("data_uri: /x.jsonl\nphase_02_train_man_epochs: 2\ntrain-epochs: 3\n")
@@ -187,6 +195,9 @@ def test_a_file_that_names_one_parameter_twice_is_refused_by_both_names(tmp_path
         (["--verbosity", "LOUD"], "--verbosity: input should be 'DEBUG'"),
         (["--params", "{}/none.yaml"], "{}/none.yaml: No such file"),
         (["--resume", "{}"], "{} is not the folder of a run"),
+        (["--model", "m" * 300], "mmm...: File name too long"),
+        (["--model", "/m" * 3000], "/m...: File name too long"),
+        (["--run-name", "m" * 300], "mmm...: File name too long"),
     ],
 )
 def test_what_the_command_itself_cannot_use_is_a_mistake_of_use(

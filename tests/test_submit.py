@@ -368,6 +368,7 @@ def test_what_the_train_step_would_refuse_hours_later_is_told_before_anything_is
         ("https:///x", "there is no host in it"),
         ("chats.jsonl", "chats.jsonl: a relative path, which leads nowhere in a pod"),
         ("./chats", "./chats: write hf://org/name"),
+        ("pvc://data/a.jsonl", "pvc://data/a.jsonl: the claim 'data' is not mounted"),
     ],
 )
 def test_an_address_that_no_pod_can_read_is_refused_before_anything_is_sent(
@@ -391,11 +392,12 @@ def test_an_address_that_no_pod_can_read_is_refused_before_anything_is_sent(
         ("pvc://models/../x", "'..' may not lead out of the claim"),
         ("hf://", "'': neither an existing path nor a Hugging Face ID"),
         ("org/name/more", "'org/name/more': neither an existing path nor a Hugging Face ID"),
+        ("pvc://models/base", "'models' is not mounted in the pods (those that are: sft-runs)"),
         ("models/base", None),
         ("org/name@main", None),
         ("hf://org/name", None),
         ("oci://quay.io/a/b:1@sha256:" + "0" * 64, None),
-        ("pvc://models/base", None),
+        ("pvc://sft-runs/runs/first/model", None),
     ],
 )
 def test_a_model_that_no_pod_can_read_is_refused_before_anything_is_sent(
@@ -454,7 +456,9 @@ def test_addresses_that_do_not_go_together_are_refused_before_anything_is_sent(
     assert done.returncode == 64
     assert "hf://c/d has no weight: give one to each address, or to none" in done.stderr
     assert not here.submitted
-    sound = "0.5*hf://a/b:c@main#train 0.2*s3://b/k 0.1*pvc://claim/*.jsonl 0.2*/data/chats.jsonl"
+    sound = (
+        "0.5*hf://a/b:c@main#train 0.2*s3://b/k 0.1*pvc://sft-runs/*.jsonl 0.2*/data/chats.jsonl"
+    )
     done = here.sft("submit", "--data-uri", sound, "--eval-uri", "https://host/chats.jsonl\na/b")
     assert done.returncode == 0, done.stderr
 
@@ -602,3 +606,22 @@ def test_one_step_alone_is_refused_where_each_run_makes_its_claim(tmp_path: Path
         refused = here.sft("submit", "--entrypoint", "evaluate", "--evaluate-model", "org/m")
     assert refused.returncode == 64
     assert "makes a claim for each run" in refused.stderr
+
+
+def test_claims_that_the_template_mounts_can_be_read_and_the_runs_own_by_its_name(
+    tmp_path: Path,
+) -> None:
+    mounted = template(storage={"per_run": True}, claims=["chats"])
+    with cluster(tmp_path) as here:
+        here.api.create("workflowtemplates", mounted, "team")
+        given = ("submit", "--data-uri", "pvc://chats/a.jsonl", "--model", "pvc://first/model")
+        refused = here.sft(*given)
+        assert refused.returncode == 64
+        assert (
+            "the claim 'first' is not mounted in the pods (those that are: chats)" in refused.stderr
+        )
+        assert here.sft(*given, "--run-name", "first").returncode == 0
+        assert (
+            here.sft(*given, "--run-name", "second", "--dry-run").returncode == 0
+        )  # none is known
+    assert len(here.submitted) == 1

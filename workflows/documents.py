@@ -7,9 +7,12 @@ is plain only where no reader could take it for anything else.
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from steps.errors import UsageError, volume_error
 
 # No reader resolves what begins with a letter or a slash and goes on like this, but for these words.
 _PLAIN = re.compile(r"[A-Za-z/][\w./@+*-]*(:[\w./@-]+)*( [\w./(@-][\w./(),;@+*-]*)*")
@@ -33,6 +36,32 @@ def to_json(objects: Iterable[Mapping[str, Any]]) -> str:
     every = [_ordered(each) for each in objects]
     whole = every[0] if len(every) == 1 else {"apiVersion": "v1", "kind": "List", "items": every}
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def from_file(path: Path) -> dict[str, Any]:
+    """The names and values that a YAML file holds, if any; UsageError at its line where it does not."""
+    try:
+        found = from_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise volume_error(error) or UsageError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = _line(error)
+        raise UsageError(f"{path}{f':{line}' if line else ''}: {fault(error)}") from error
+    if not isinstance(found, dict | None):
+        raise UsageError(f"{path}: not a mapping of names to values")
+    return {str(name): value for name, value in (found or {}).items()}
+
+
+def fault(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong with a text that is no YAML, without its place."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        return ", ".join(part for part in (error.context, error.problem) if part)
+    return f"not YAML: {getattr(error, 'reason', error)}"
+
+
+def _line(error: Exception) -> int | None:
+    mark = getattr(error, "problem_mark", None)
+    return mark.line + 1 if mark else None
 
 
 def from_yaml(text: str) -> Any:

@@ -57,6 +57,8 @@ class Source:
     """Go expression of what tells this event from another: the same if it is delivered again."""
     filled: dict[str, dict[str, str]]
     """What fills a parameter, by its name: a key of the event's data, or a Go template."""
+    example: str = ""
+    """A value that fills them, where all are of one form."""
     accepted: list[dict[str, Any]] = field(default_factory=list)
     """What an event must look like; any other is logged by the Sensor and dropped."""
 
@@ -228,8 +230,9 @@ def trigger(
     source: Source, settings: Settings, events: Events, pipeline: Pipeline
 ) -> dict[str, Any]:
     """What the Sensor does with an event of the source: creates a Workflow from the template."""
+    examples = dict.fromkeys(source.filled, source.example)
     spec = workflow_spec(
-        settings, pipeline, events.parameters, "events.parameters", filled=list(source.filled)
+        settings, pipeline, events.parameters, "events.parameters", filled=examples
     )
     names = [each["name"] for each in spec["arguments"]["parameters"]]
     filled = [
@@ -275,6 +278,7 @@ def _object(source: KeyFilter, found: str, pipeline: Pipeline, where: str) -> di
     parameter = _parameter(source.parameter, pipeline, where)
     return {
         "identity": f'printf "%v/%v/%v" {found}.bucket.name {found}.object.key {found}.object.sequencer',
+        "example": "s3://bucket/key",
         "filled": {
             parameter.name: {"dataTemplate": f"s3://{{{{ {found}.bucket.name }}}}{{{{ {key} }}}}"}
         },

@@ -179,8 +179,8 @@ def _with_whole_paths(params: StepParams) -> StepParams:
 
 def _whole(text: str) -> str:
     """An absolute path, where the text is the path of something that is there."""
-    path = Path(text).expanduser()
-    return str(path.absolute()) if text and path.exists() else text
+    path = files.from_here(text)
+    return str(path) if text and path.exists() else text
 
 
 def _left(

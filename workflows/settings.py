@@ -476,19 +476,9 @@ def read(
     """
     values: dict[str, Any] = {}
     if path is not None:
-        import yaml
+        from workflows import documents  # its import of yaml would slow every --help
 
-        from workflows import documents
-
-        try:
-            found = documents.from_yaml(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: {error}") from error
-        if found is not None and not isinstance(found, dict):
-            raise UsageError(f"{path}: not a mapping of settings to values")
-        values = found or {}
+        values = documents.from_file(path)
     for name, value in given.items():
         _put(values, name, value)
     return validate(values, str(path or "settings"), called or {})

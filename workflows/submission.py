@@ -9,10 +9,9 @@ from steps import flags
 from steps.evaluate.params import EvaluateParams
 from steps.params import StepParams, is_secret
 from steps.train.params import LABEL_KEY, LABEL_VALUE
-from workflows import literals, values
+from workflows import literals, storage, values
 from workflows.cluster.api import DNS_LABEL, GROUP, VERSION, Object, Template
 from workflows.pipeline import SHAPING, Parameter, Pipeline
-from workflows.storage import CLAIM
 
 WHOLE = "pipeline"
 """The entrypoint that is the template's own: all steps."""
@@ -78,7 +77,10 @@ class Submission:
             for parameter in values.of_trainjobs(self.pipeline, models)
         ]
         values.refuse(problems)
-        values.refuse([*self._nothing_there(models), *self.pipeline.refusals(models)])
+        problems = [*self._nothing_there(models), *self.pipeline.refusals(models)]
+        if template:
+            problems += storage.not_mounted(models, self._claims(template))
+        values.refuse(problems)
         sent = {parameter.name: text for parameter, text in self._texts(assigned)}
         for parameter in self.pipeline.parameters():
             # Argo wants a value for each, also for the steps that do not run.
@@ -177,11 +179,19 @@ class Submission:
             boxes = {each.get("name") for each in template["spec"].get("templates") or []}
             if box not in boxes:
                 problems.append(f"--entrypoint: {kind} has no template {box!r}")
-            elif CLAIM in boxes:
+            elif storage.CLAIM in boxes:
                 problems.append(
                     f"--entrypoint: {kind} makes a claim for each run, which no step does alone"
                 )
         return problems
+
+    def _claims(self, template: Mapping[str, Any]) -> set[str]:
+        """Claims that the template's pods have; one that is made for the run is named after it."""
+        claims = [
+            each.get("persistentVolumeClaim") for each in template["spec"].get("volumes") or []
+        ]
+        names = {claim["claimName"] for claim in claims if claim}
+        return {name.replace("{{workflow.name}}", self.run_name or "") for name in names} - {""}
 
     def _faults_of_names(self) -> list[str]:
         problems = []

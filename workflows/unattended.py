@@ -1,10 +1,11 @@
 """Runs by the parameters of the settings: what template, schedule and events have in common."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from steps.params import StepParams, type_name
-from workflows import values
+from workflows import storage, values
 from workflows.cluster.api import Template
 from workflows.pipeline import SHAPING, Pipeline
 from workflows.settings import Settings
@@ -27,12 +28,15 @@ def template_label(settings: Settings, pipeline: Pipeline) -> dict[str, str]:
 
 
 def refusals_of_defaults(settings: Settings, pipeline: Pipeline) -> list[str]:
-    """What the rules have against the team's parameters, whatever data a run is given.
+    """What the rules have against the team's parameters, whatever else a run is given.
 
-    Values that do not fit their own parameter are for `values.texts` to tell.
+    Each step is held by itself: what does not go with another step's, a run may complete (an eval set
+    where the team splits none off). Values that do not fit their own parameter are for `values.texts`.
     """
-    required = [each.name for each in pipeline.parameters() if each.field.is_required()]
-    return pipeline.refusals(_models(settings, pipeline, {}, required)[0])
+    required = {each.name: "" for each in pipeline.parameters() if each.field.is_required()}
+    models, _ = _models(settings, pipeline, {}, required)
+    alone = [pipeline.refusals({name: model}) for name, model in models.items()]
+    return [*chain(*alone), *storage.not_mounted(models, storage.mounted(settings))]
 
 
 def workflow_spec(
@@ -40,17 +44,19 @@ def workflow_spec(
     pipeline: Pipeline,
     own: Mapping[str, Any],
     where: str,
-    filled: Collection[str] = (),
+    filled: Mapping[str, str] = {},
 ) -> dict[str, Any]:
     """The spec of a Workflow made from the template, with `own` parameters over the team's.
 
-    `filled` are workflow names of parameters that each run brings; they come last, with an empty value.
+    `filled` are parameters that each run brings, by workflow name, with an example where one is
+    known; they come last, with an empty value.
     Raises UsageError where the parameters are wrong, where a required one would be missing, or where
     the second run would fail because of the first.
     """
     texts = values.texts(pipeline, own, where)
     models, problems = _models(settings, pipeline, own, filled)
     problems += pipeline.refusals(models, repeated=True)
+    problems += storage.not_mounted(models, storage.mounted(settings))
     values.refuse([f"{where}: {problem}" for problem in problems])
     return {
         "workflowTemplateRef": {
@@ -67,7 +73,7 @@ def workflow_spec(
 
 
 def _models(
-    settings: Settings, pipeline: Pipeline, own: Mapping[str, Any], filled: Collection[str]
+    settings: Settings, pipeline: Pipeline, own: Mapping[str, Any], filled: Mapping[str, str]
 ) -> tuple[dict[str, StepParams], list[str]]:
     """The steps' parameters as a run would have them, and a line for each value that does not fit."""
     assigned, _ = values.assign(pipeline, settings.parameters, own)
@@ -75,7 +81,10 @@ def _models(
         for name in set(SHAPING) & set(step.params.model_fields):
             assigned[step.name][name] = getattr(settings, name)
     for parameter in pipeline.parameters():
-        if parameter.name in filled and parameter.field.is_required():
+        values_of_step = assigned[parameter.step.name]
+        if example := filled.get(parameter.name):
+            values_of_step[parameter.field_name] = example
+        elif parameter.name in filled and parameter.field.is_required():
             stand_in = _STAND_INS[type_name(parameter.field)]
-            assigned[parameter.step.name].setdefault(parameter.field_name, stand_in)
+            values_of_step.setdefault(parameter.field_name, stand_in)
     return values.build(pipeline, assigned, [step.name for step in pipeline.steps])

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from steps import flags
-from steps.errors import UsageError, volume_error
+from steps.errors import UsageError
 from steps.params import (
     MAN,
     POD,
@@ -99,21 +99,9 @@ def shared_secrets(pipeline: Pipeline) -> dict[str, list[Parameter]]:
 
 def from_file(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     """The values that a YAML file holds, by whatever names; UsageError where it cannot be read."""
-    import yaml  # its import would slow every --help
+    from workflows import documents  # its import of yaml would slow every --help
 
-    from workflows import documents
-
-    try:
-        found = documents.from_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        if missing_ok and isinstance(error, FileNotFoundError):
-            return {}
-        raise volume_error(error) or UsageError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    if not isinstance(found, dict | None):
-        raise UsageError(f"{path}: not a mapping of names to values")
-    return {str(name): value for name, value in (found or {}).items()}
+    return {} if missing_ok and not path.exists() else documents.from_file(path)
 
 
 def by_name(pipeline: Pipeline, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -76,9 +76,9 @@ def _pin(workspace: Workspace, uri: str) -> str | None:
 
 
 def _source(uri: str, run: Run, hf_token: str, pull_secret: str) -> Source:
-    path = Path(uri).expanduser()
+    path = files.from_here(uri)
     if "://" not in uri and (uri.startswith(_FROM_HERE) or path.exists()):
-        return _folder(str(path.absolute()), path.absolute(), run)
+        return _folder(str(path), path, run)
     return _opener(uri, hf_token, pull_secret)(run)
 
 

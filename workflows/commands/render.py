@@ -111,6 +111,8 @@ def _pairs(given: Sequence[str]) -> dict[str, Any]:
     """`NAME=VALUE`, each; lists and groups as YAML writes them in one line."""
     import yaml
 
+    from workflows import documents
+
     found: dict[str, Any] = {}
     for pair in given:
         name, equals, text = pair.partition("=")
@@ -119,5 +121,5 @@ def _pairs(given: Sequence[str]) -> dict[str, Any]:
         try:
             found[name] = yaml.safe_load(text) if text.startswith(("[", "{")) else text
         except yaml.YAMLError as error:
-            raise UsageError(f"--set {name}: {error}") from error
+            raise UsageError(f"--set {name}: {documents.fault(error)}") from error
     return found

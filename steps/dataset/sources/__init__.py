@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from steps import addresses, claims, logs
+from steps import addresses, claims, files, logs
 from steps.dataset.params import DatasetParams
 from steps.entrypoint import Run
 from steps.errors import UsageError
@@ -173,15 +173,15 @@ def _opener(uri: str, params: DatasetParams) -> Callable[[Run], Source]:
 
 def _refuse_what_lies_here(uri: str) -> None:
     """A name without a scheme is the hub's; who has such a file here has likely meant that."""
-    path = Path(uri).expanduser()
+    path = files.from_here(uri)
     if path.exists():
         raise UsageError(
             f"{uri}: lies here, but without a scheme it names a data set of the hub: write "
-            f"{path.absolute()} for what lies here, or hf://{uri} for the hub's"
+            f"{path} for what lies here, or hf://{uri} for the hub's"
         )
     if _DATA.search(uri):
         raise UsageError(
-            f"{uri}: there is no such file ({path.absolute()}); without a scheme it would name a data "
+            f"{uri}: there is no such file ({path}); without a scheme it would name a data "
             f"set of the hub: write the file's absolute path, or write hf://org/name"
         )
 
