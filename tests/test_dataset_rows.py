@@ -210,10 +210,31 @@ def test_alpaca_becomes_messages(tmp_path: Path) -> None:
     [
         {"prompt": "q", "completion": "a"},
         {"prompt": turns("q"), "completion": [{"role": "assistant", "content": "a"}]},
+        # As a table holds them.
+        {
+            "prompt": json.dumps(turns("q")),
+            "completion": json.dumps([{"role": "assistant", "content": "a"}]),
+        },
     ],
 )
 def test_prompt_and_completion_become_messages(tmp_path: Path, row: dict[str, Any]) -> None:
     assert one(tmp_path, row) == {"messages": turns("q", "a")}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("name the turns", json.dumps(turns("q", "a"))),
+        (json.dumps(turns("q", "a")), "two turns"),
+        ("[1] and [2]", "[1]"),
+        ("[1, 2]", "[3]"),
+    ],
+)
+def test_text_that_only_looks_like_messages_stays_text(
+    tmp_path: Path, prompt: str, completion: str
+) -> None:
+    row = {"prompt": prompt, "completion": completion}
+    assert one(tmp_path, row)["messages"] == turns(prompt, completion)
 
 
 def test_a_developer_is_a_system(tmp_path: Path) -> None:

@@ -319,7 +319,11 @@ def _messages(fields: Fields, keys: Iterable[str], schema: Schema) -> list[dict[
         listed = ", ".join(key if key in fields else f"{key} (null)" for key in keys) or "none"
         raise Fault(f"missing {wanted}; the row has the keys: {listed[:300]}")
     if found == "prompt_completion":
-        turns = _part(fields, "prompt", "user") + _part(fields, "completion", "assistant")
+        # One part alone may be about messages, as the text that it is.
+        both = _are_turns(fields["prompt"]) and _are_turns(fields["completion"])
+        turns = _part(fields, "prompt", "user", both) + _part(
+            fields, "completion", "assistant", both
+        )
     elif found == "alpaca":
         turns = _alpaca(fields)
     else:
@@ -338,10 +342,20 @@ def _with_system(fields: Fields, turns: list[dict[str, Any]]) -> list[dict[str, 
     return [{"role": "system", "content": system}, *turns]
 
 
-def _part(fields: Fields, name: str, role: str) -> list[dict[str, Any]]:
-    if _kind(fields[name]) == "text":
+def _part(fields: Fields, name: str, role: str, as_turns: bool) -> list[dict[str, Any]]:
+    if _kind(fields[name]) == "text" and not as_turns:
         return [{"role": role, "content": _filled(fields[name], name)}]
     return [_message(e, f"{name}[{i}]") for i, e in enumerate(_list(fields[name], name))]
+
+
+def _are_turns(raw: msgspec.Raw) -> bool:
+    """Whether it is a list of messages, which may stand as text."""
+    try:
+        elements = _list(raw, "")
+        fields = [_decode_fields(_unwrapped(each, "", "{")) for each in elements]
+    except Fault:
+        return False
+    return bool(fields) and all("role" in message for message in fields)
 
 
 def _alpaca(fields: Fields) -> list[dict[str, Any]]:

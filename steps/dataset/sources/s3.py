@@ -206,8 +206,16 @@ class S3:
         for part in (1, number):
             try:
                 answer = self._client.head_object(Bucket=self.bucket, Key=key, PartNumber=part)
-            except ClientError:  # not every server knows parts once they are put together
-                return 0
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (
+                    429,
+                    500,
+                    502,
+                    503,
+                    504,
+                ):
+                    raise self._told(error, key) from error
+                return 0  # not every server knows parts once they are put together
             except BotoCoreError as error:
                 raise self._told(error, key) from error
             if answer.get("PartsCount") != number:
