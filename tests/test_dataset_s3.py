@@ -200,6 +200,8 @@ class Failing(BaseHTTPRequestHandler):
     """Bytes of the parts by which it was uploaded, where the server tells: the ETag is of their digests."""
     whole = False
     """Whether the SHA-256 of the whole is sent beside."""
+    busy = False
+    """Whether it has no time to tell of parts."""
     bare = False
     """Whether neither length nor ETag are sent."""
     ranges = True
@@ -252,8 +254,8 @@ class Failing(BaseHTTPRequestHandler):
         return f'"{hashlib.md5(b"".join(digests)).hexdigest()}-{len(digests)}"'
 
     def do_HEAD(self) -> None:
-        if not self.part:
-            self.send_error(501)
+        if self.busy or not self.part:
+            self.send_error(503 if self.busy else 501)
             return
         pieces = self.pieces()
         number = int(parse_qs(urlsplit(self.path).query)["partNumber"][0])
@@ -368,6 +370,14 @@ def test_a_digest_of_the_whole_beside_an_etag_of_parts_is_checked_as_such(
     failing.part, failing.whole = 500, True
     prepare(tmp_path, URI, data_split=1.0)
     assert rows(tmp_path) == ROWS
+
+
+def test_parts_are_not_left_unchecked_because_the_server_is_busy(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.part, failing.busy = len(failing.content) // 3, True
+    with pytest.raises(TransientError, match="503"):
+        prepare(tmp_path, URI)
 
 
 @pytest.mark.parametrize("algorithm", ["SHA1", "SHA256", None])

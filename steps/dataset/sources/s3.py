@@ -32,6 +32,7 @@ _SECRET = "the secret s3-secret (keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KE
 _REFUSED = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken",
             "TokenRefreshRequired", "RequestTimeTooSkewed", "AccessDenied", "403", "401",
             "AllAccessDisabled", "AccountProblem", "NotSignedUp")  # fmt: skip
+_BUSY = (429, 500, 502, 503, 504)
 _MISSING = ("NoSuchKey", "404", "NotFound", "NoSuchBucket")
 _ELSEWHERE = ("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307",
               "IllegalLocationConstraintException")  # fmt: skip
@@ -207,13 +208,7 @@ class S3:
             try:
                 answer = self._client.head_object(Bucket=self.bucket, Key=key, PartNumber=part)
             except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (
-                    429,
-                    500,
-                    502,
-                    503,
-                    504,
-                ):
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] in _BUSY:
                     raise self._told(error, key) from error
                 return 0  # not every server knows parts once they are put together
             except BotoCoreError as error:
