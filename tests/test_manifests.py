@@ -496,10 +496,10 @@ def test_what_is_to_be_applied_is_told_in_its_order(
     text: str, parts: list[str], tmp_path: Path, render: Callable[..., Done]
 ) -> None:
     (tmp_path / "sft.yaml").write_text(text)
-    told = render("--out", "made").stderr
-    commands = [f"kubectl apply --server-side -k made/{part}" for part in parts]
+    told = render("--out", "a folder").stderr
+    commands = [f"kubectl apply --server-side -k 'a folder/{part}'" for part in parts]
     first, *rest = told.splitlines()
-    assert first == f"sft: made is written; {', then '.join(commands)}"
+    assert first == f"sft: a folder is written; {', then '.join(commands)}"
     bound = [line for line in rest if "--serviceaccount=NAMESPACE:sft-train" in line]
     assert len(bound) == len(rest) == (text == "{}")
 

@@ -1,6 +1,7 @@
 """`sft render`: the pipeline as manifests for a cluster."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--out: {error.filename}: {error.strerror}") from error
         wanted = ("cluster", *(["trainer"] if settings.launcher == "trainjob" else []), "base")
         parts = [part for part in wanted if f"{part}/kustomization.yaml" in texts]
-        apply = ", then ".join(f"kubectl apply --server-side -k {out}/{part}" for part in parts)
+        folders = [shlex.quote(f"{out}/{part}") for part in parts]
+        apply = ", then ".join(f"kubectl apply --server-side -k {each}" for each in folders)
         print(f"sft: {out} is written; {apply}", file=sys.stderr)  # noqa: T201
         if settings.launcher == "trainjob" and not settings.namespace:
             role, account = settings.named(access.RUNTIMES), settings.named(access.TRAIN)
