@@ -23,7 +23,8 @@ from typing import IO, TYPE_CHECKING
 import xxhash
 
 from steps.dataset import chats
-from steps.dataset.chats import AS_IS, REWRITTEN, Chats, Kept, Schema
+from steps.dataset.chats import AS_IS, REWRITTEN, Chats, Kept
+from steps.dataset.params import Schema
 from steps.dataset.pieces import Block, Range, Unit, lines_of
 from steps.errors import ConfigError, TransientError
 from steps.signals import end_with_parent

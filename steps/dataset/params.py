@@ -28,6 +28,9 @@ HTTP_TOKEN = Secret(
 )
 
 
+Schema = Literal["auto", "messages", "conversations", "alpaca", "prompt_completion"]
+
+
 class DatasetParams(StepParams):
     """Fetch a chat data set, check every row, and split it for training and evaluation."""
 
@@ -53,9 +56,7 @@ class DatasetParams(StepParams):
     """error: an invalid row ends the step; skip: it goes to dataset/rejected.jsonl with its reason."""
     eval_uri: Further[Address[str]] = ""
     """Held-out rows from here, addresses as in data_uri, instead of a split; they are not trained on."""
-    chat_schema: Further[
-        Literal["auto", "messages", "conversations", "alpaca", "prompt_completion"]
-    ] = "auto"
+    chat_schema: Further[Schema] = "auto"
     """Keys that the rows have; auto finds out by row, any other refuses rows that lack its keys."""
     deduplicate: Further[Literal["exact", "none"]] = "exact"
     """exact: equal rows count once; none: they stay, all on one side of the split."""

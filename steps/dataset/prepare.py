@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from steps import files, record
 from steps.dataset import chats, intake, output, reader, split
-from steps.dataset.chats import Schema
 from steps.dataset.intake import Checked, Intake
-from steps.dataset.params import DatasetParams
+from steps.dataset.params import DatasetParams, Schema
 from steps.dataset.pieces import Block, Range, Unit
 from steps.dataset.rejects import Rejects
 from steps.dataset.selection import Portion, select

@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from steps.dataset.chats import KEYS, SURPLUS
 from steps.dataset.pieces import LONGEST_ROW, PIECE, Block, Range
+from steps.dataset.schemas import KEYS, SURPLUS
 from steps.errors import DataError
 
 if TYPE_CHECKING:
