@@ -42,10 +42,10 @@ _PATH = r"^/[A-Za-z0-9_./-]*$"
 _FIELD = r"^[-A-Za-z0-9_]+([.][-A-Za-z0-9_]+)*$"
 _PREFIX = r"^([a-z]([-a-z0-9]{0,29}))?$"
 _VARIABLE = r"^[-._a-zA-Z][-._a-zA-Z0-9]*$"
-_NAMESPACE = r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$"
 _OBJECT = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
 _KEY = r"^[-A-Za-z0-9_.]+$"
 _NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+_NAME_OR_NONE = rf"^$|{_NAME}"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 """A DNS label: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/."""
 LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
@@ -93,13 +93,15 @@ FieldPath = Annotated[str, StringConstraints(pattern=_FIELD)]
 """Names of JSON objects' fields, a dot between them."""
 
 _FORMS = {
-    _NAME: "a name: up to 63 small letters, digits and dashes, with no dash at either end",
+    **dict.fromkeys(
+        (_NAME, _NAME_OR_NONE),
+        "a name: up to 63 small letters, digits and dashes, with no dash at either end",
+    ),
     _DURATION: "a whole number and a unit: 30s, 10m, 12h, 7d",
     _DEADLINE: "a whole number above 0 and a unit: 30s, 10m, 12h, 7d",
     _PROXY: "an address without path, user and password: http://proxy:3128",
     QUANTITY: "a quantity: 500m, 4, 64Gi",
     LABEL_KEY: "the key of a label: team, example.com/team",
-    _NAMESPACE: "a name: up to 63 small letters, digits and dashes, with no dash at either end",
     _PREFIX: "up to 30 small letters, digits and dashes, a letter first: dev-",
     _OBJECT: "the name of an object: small letters, digits, dashes and dots",
     _REGISTRY: "a registry and a path, without a scheme: quay.io/team-a",
@@ -398,7 +400,7 @@ class Network(Group):
 class Settings(Group):
     """How a cluster runs the pipeline."""
 
-    namespace: Annotated[str, StringConstraints(pattern=_NAMESPACE)] = ""
+    namespace: Annotated[str, StringConstraints(pattern=_NAME_OR_NONE)] = ""
     """Namespace of all objects; empty leaves it to kubectl (-n)."""
     name_prefix: Prefix = ""
     """Before the name of every object: two teams in one namespace, or `dev-`."""
