@@ -80,7 +80,7 @@ def main(folder: Path, sizes: tuple[int, ...] = SIZES) -> None:
     for rows in sizes:
         data = make_rows(folder / f"rows-{rows}.jsonl", rows)
         print(f"dataset    {rows:,} rows, {data.stat().st_size / 1e6:,.0f} MB, {len(cores)} cores")
-        # It takes as long as all others together, so once.
+        # Once: it takes minutes.
         datasets = _cost([sys.executable, "-c", DATASETS], data, folder)
         _show("datasets", datasets, data, rows)
         one_core = ["taskset", "-c", str(min(cores))]
@@ -96,12 +96,8 @@ def main(folder: Path, sizes: tuple[int, ...] = SIZES) -> None:
             }
             told = ", ".join(f"{wall:.2f} ({busy:.2f}) {of}" for of, (wall, busy) in ratios.items())
             _show(name, step, data, rows, f"   times as fast as: {told}")
-            _show(
-                "orjson beside",
-                _median([cost for turn in turns for cost in turn.orjson]),
-                data,
-                rows,
-            )
+            beside = _median([cost for turn in turns for cost in turn.orjson])
+            _show("orjson beside", beside, data, rows)
 
 
 STEP = [sys.executable, "-m", "steps.dataset"]
