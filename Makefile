@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := runs/demo-inputs
+# Most tests wait for a process that loads torch. More of these at once would want much memory.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 ENGINE ?= podman
 REGISTRY ?=
@@ -29,13 +31,13 @@ demo: $(VENV)/local ## Fine-tune a tiny model on this machine and write runs/dem
 		--tasks "[\"$(CURDIR)/$(DEMO)/dictionary.yaml\"]"
 
 test: $(VENV)/dev ## Run the tests
-	$(PY) -m pytest
+	$(PYTEST)
 
 check: $(VENV)/dev ## Format, lint, types, tests: what CI runs
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PYTEST)
 
 format: $(VENV)/dev ## Format the code, and renew what is generated from it
 	$(PY) -m ruff check --fix .
