@@ -34,8 +34,10 @@ class DataSet:
             raise offline(self.task, self.repository)
         api = HfApi(token=token or None)
         found = self._ask(lambda: api.dataset_info(self.repository, revision=self.revision), token)
-        if found.gated and found.siblings:  # anyone may read about one, but not have its files
-            url = hf_hub_url(self.repository, found.siblings[0].rfilename, repo_type="dataset")
+        names = [file.rfilename for file in found.siblings or []]
+        files = [name for name in names if not name.startswith((".", "README"))]
+        if found.gated and files:  # anyone may read about one, but not have its files
+            url = hf_hub_url(self.repository, files[0], repo_type="dataset", revision=self.revision)
             self._ask(lambda: get_hf_file_metadata(url, token=token or None), token)
 
     def _is_cached(self) -> bool:
