@@ -144,7 +144,7 @@ def _work(
     workspace = run.workspace
     workspace.root.mkdir(parents=True, exist_ok=True)
     logs.add_file(params.step, workspace.log(params.step))
-    log.info("parameters: %s", _listed(params))
+    log.info("parameters: %s", _chosen(params))
     started = record.now()
     found = inputs(params, run)
     fingerprint = record.fingerprint(params, found)
@@ -185,12 +185,19 @@ def _work(
     report.write(workspace)
 
 
-def _listed(params: StepParams) -> str:
-    texts = {name: flags.as_text(value) for name, value in shown(params).items()}
-    return " ".join(
+def _chosen(params: StepParams) -> str:
+    """The values that are not their defaults; the record will hold all."""
+    fields = type(params).model_fields
+    texts = {
+        name: flags.as_text(value)
+        for name, value in shown(params).items()
+        if getattr(params, name) != fields[name].get_default(call_default_factory=True)
+    }
+    listed = [
         f"{name}={text!r}" if not text or " " in text else f"{name}={text}"
         for name, text in texts.items()
-    )
+    ]
+    return ", ".join([*listed, "the rest at their defaults"])
 
 
 def _hide_secrets(params: StepParams) -> None:

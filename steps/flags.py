@@ -263,9 +263,10 @@ def validate(
     *,
     partial: bool = False,
 ) -> tuple[Model | None, list[str]]:
-    """The model made of the values, or what is wrong with each, named by its flag.
+    """The model made of the values that fit, and what is wrong with the others, named by their flags.
 
-    Of `partial` values, which others will complete, none is missed.
+    None where a required one is left out by that. Of `partial` values, which others will complete,
+    none is missed.
     """
     values = {
         name: from_text(value, model.model_fields[name])
@@ -276,11 +277,15 @@ def validate(
     try:
         return model.model_validate(values), []
     except ValidationError as error:
-        return None, [
+        problems = error.errors()
+        told = [
             _told(problem, model, label or {})
-            for problem in error.errors()
+            for problem in problems
             if not (partial and problem["type"] == "missing")
         ]
+        wrong = {problem["loc"][0] for problem in problems if problem["loc"]}
+        rest = {name: value for name, value in values.items() if name not in wrong}
+        return (validate(model, rest)[0] if len(rest) < len(values) else None), told
 
 
 def _told(problem: Any, model: type[BaseModel], label: Mapping[str, str]) -> str:

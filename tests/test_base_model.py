@@ -176,7 +176,7 @@ def test_the_check_of_a_hub_model_names_what_it_lacks(fetch: Fetch, tmp_path: Pa
     make_model(tmp_path / "hub/models/acme/data", model__safetensors=None, tokenizer__json=None)
     refused = fetch("acme/data", "--check")
     assert refused.returncode == 65
-    assert "acme/data: not a base model, for it has no tokenizer" in refused.stderr
+    assert "acme/data: not a whole model, for it has no tokenizer" in refused.stderr
     assert "no weights" in refused.stderr
 
 
@@ -208,7 +208,7 @@ def test_a_gated_model_is_fetched_with_a_token_that_is_shown_nowhere(
         ("acme/open", "hf_expired-token", 77, "the hub refuses the token (401)"),
         ("acme/a/b", "", 64, "neither an existing path nor a Hugging Face ID"),
         ("acme / open", "", 64, "neither an existing path nor a Hugging Face ID"),
-        ("ftp://acme/open", "", 64, "no base models come by ftp://"),
+        ("ftp://acme/open", "", 64, "no models come by ftp://"),
         ("/nowhere/at/all", "", 65, "/nowhere/at/all: not there"),
     ],
 )

@@ -36,6 +36,15 @@ def test_a_step_leaves_its_output_record_log_results_and_report(tmp_path: Path) 
     assert (run / "report.html").exists()
 
 
+def test_the_log_names_the_parameters_that_were_chosen_and_the_record_all(tmp_path: Path) -> None:
+    told = count(tmp_path, "--number=3", "--variables=A=1", "--place=a b", SFT_PASSWORD="hunter2")
+    assert (
+        "INFO count: parameters: number=3, password=**********, place='a b', the rest at their "
+        "defaults\n"
+    ) in told.stderr
+    assert json.loads((tmp_path / "count.json").read_text())["parameters"]["variables"] == "A=1"
+
+
 def test_a_done_step_is_not_done_again_and_another_parameter_does_it_afresh(tmp_path: Path) -> None:
     count(tmp_path, "--number=3")
     first = (tmp_path / "count.json").read_bytes()

@@ -588,6 +588,54 @@ def test_an_unknown_task_is_refused_with_the_nearest_names(ground: Ground) -> No
     assert not ground.workspace.log("evaluate").exists()
 
 
+def hub_task(folder: Path) -> Path:
+    """A task on a data set of the hub that lies in `folder/hub`."""
+    task = make_task(folder, dataset_path="org/numbers", dataset_kwargs=None)
+    data = folder / "hub" / "datasets" / "org" / "numbers"
+    data.mkdir(parents=True)
+    (data / "test.jsonl").write_bytes((folder / "numbers.jsonl").read_bytes())
+    return task
+
+
+def test_the_check_asks_for_the_data_sets_of_tasks_and_fetches_none(tmp_path: Path) -> None:
+    task, workspace = hub_task(tmp_path), Workspace(tmp_path / "run")
+    (tmp_path / "group.yaml").write_text("group: all\ntask: [which_number]\n")
+    for named in (task, tmp_path / "group.yaml"):
+        with Hub(tmp_path / "hub") as hub:
+            done = command(workspace, "--check", "--tasks", str(named), **hub.environment)
+        assert done.returncode == 0, done.stderr
+        assert hub.requests
+        assert not any("/resolve/" in request for request in hub.requests)
+        assert not workspace.root.exists()
+
+
+def test_the_check_tells_all_data_sets_that_cannot_be_had(tmp_path: Path) -> None:
+    task, workspace = hub_task(tmp_path), Workspace(tmp_path / "run")
+    named = ("--check", "--tasks", f"arc_easy,{task}")
+    with Hub(tmp_path / "hub", token="hf_right", gated=frozenset({"org/numbers"})) as hub:
+        refused = command(workspace, *named, **hub.environment)
+    assert refused.returncode == 77, refused.stderr
+    for told in (
+        "arc_easy: its data set allenai/ai2_arc: there is no such data set on the hub, or it is",
+        f"{task}: its data set org/numbers: gated: accept its licence at {hub.url}/datasets/org/",
+        "token in the secret hf-token",
+    ):
+        assert told in refused.stderr
+    assert not workspace.root.exists()
+
+
+def test_a_data_set_in_the_cache_needs_no_hub(ground: Ground, tmp_path: Path) -> None:
+    named = ("--tasks", str(hub_task(tmp_path)), "--cache", str(tmp_path / "cache"))
+    refused = command(ground.workspace, *named, "--check")
+    assert refused.returncode == 78, refused.stderr
+    assert "org/numbers is not in the cache, and HF_HUB_OFFLINE" in refused.stderr
+    with Hub(tmp_path / "hub") as hub:
+        done = command(ground.workspace, *named, **hub.environment)
+    assert done.returncode == 0, done.stderr
+    checked = command(ground.workspace, *named, "--check")
+    assert checked.returncode == 0, checked.stderr
+
+
 def test_a_gated_data_set_names_the_secret(ground: Ground, tmp_path: Path) -> None:
     data = tmp_path / "hub" / "datasets" / "org" / "numbers"
     data.mkdir(parents=True)

@@ -359,7 +359,7 @@ def test_a_bus_of_one_server_keeps_one_copy_and_a_bus_that_is_there_is_used() ->
         ),
         (
             {"minio": {**MINIO, "parameter": "model"}, "parameters": GIVEN},
-            "--model 's3://bucket/key': no base models come by s3://",
+            "--model 's3://bucket/key': no models come by s3://",
         ),
         (
             {"minio": {**MINIO, "parameter": "epochs"}, "parameters": GIVEN},

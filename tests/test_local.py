@@ -14,6 +14,7 @@ import yaml
 from steps.errors import UsageError
 from tests.toy.pipeline import TOY
 from workflows import StepFailedError, run
+from workflows.console import Console
 
 # The engine as its own process, so that it can be stopped and killed.
 ENGINE = """
@@ -82,6 +83,27 @@ def test_relative_paths_hold_wherever_a_run_is_gone_on_with(
     assert kept["phase_01_count_opt_places"] == whole
 
 
+def test_relative_addresses_are_those_from_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my data").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / "my data" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    here = f"{tmp_path}/my data"
+    for given, whole in {
+        "my data/a.jsonl": f"{here}/a.jsonl",
+        "my data/*.jsonl": f"{here}/*.jsonl",
+        "0.7*my data/a.jsonl 0.3*hf://org/b": f"0.7*{here}/a.jsonl 0.3*hf://org/b",
+        "./my data\n/data/b.jsonl": f"{here}\n/data/b.jsonl",
+        "org/name": "org/name",
+        "none.jsonl": "none.jsonl",
+    }.items():
+        run({"number": 3, "source": given}, Path("run"), pipeline=TOY)
+        kept = yaml.safe_load((tmp_path / "run" / "params.yaml").read_text())
+        assert kept["phase_01_count_opt_source"] == whole
+
+
 def test_starting_at_a_later_step_without_what_it_needs_says_so(tmp_path: Path) -> None:
     with pytest.raises(StepFailedError) as failure:
         run({}, tmp_path, pipeline=TOY, start="double")
@@ -106,7 +128,18 @@ def test_a_failed_check_starts_nothing(tmp_path: Path) -> None:
     with pytest.raises(StepFailedError, match="the check of count failed") as failure:
         run(parameters, tmp_path, pipeline=TOY)
     assert failure.value.exit_code == 77
-    assert not (tmp_path / "count.txt").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_is_told_before_what_does_not_answer_and_gives_the_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parameters = {"number": 3, "fail_check": "TransientError", "times": 0}
+    with pytest.raises(StepFailedError, match="the check of double, count failed") as failure:
+        run(parameters, tmp_path / "run", pipeline=TOY, console=Console())
+    assert failure.value.exit_code == 64
+    told = capsys.readouterr().err
+    assert told.index("--times 0") < told.index("the check says no")
 
 
 def test_check_only_writes_nothing(tmp_path: Path) -> None:

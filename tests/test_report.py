@@ -315,7 +315,9 @@ def test_skipped_step_is_shown_with_its_reason() -> None:
     reason = "no registry address is given"
     run["records"]["register"] = make_record("register", status="skipped", reason=reason)
     run["registration"] = {"status": "skipped", "name": "dictionary", "version": "1.0.0"}
+    run["records"]["register"].results["version"] = "1.0.0"
     page = Page(report.render(**run))
+    assert "Version" not in page.text
     assert f"register skipped {reason}" in page.text
     assert f"Registration skipped {reason} name dictionary" in page.text
 
@@ -335,6 +337,22 @@ def test_tasks_make_the_verdict_where_nothing_is_held_out() -> None:
     page = Page(report.render(**run))
     assert "acc arc_easy 76.0% → 74.1% −1.9 points worse than the base model" in page.text
     assert "Loss per token" not in page.text
+
+
+def test_the_scores_of_few_held_out_rows_are_said_to_be_rough() -> None:
+    run, caution = make_run(), "Only 99 rows are held out: the scores of so few are rough."
+    for rows, is_told in ((99, True), (100, False)):
+        run["results"]["heldout"]["tuned"]["rows"] = rows
+        assert (caution in Page(report.render(**run)).text) is is_told
+
+
+def test_a_path_that_names_an_asset_stands_once_in_its_provenance() -> None:
+    run = make_run()
+    run["records"]["train"].inputs["base_model"] = Asset(uri="/models/base", path="/models/base")
+    run["records"]["evaluate"].inputs["task /tasks/a.yaml"] = Asset(path="/tasks/a.yaml")
+    text = Page(report.render(**run)).text
+    assert text.count("/models/base") == 1
+    assert "evaluate in task /tasks/a.yaml" in text
 
 
 def test_scores_without_a_base_model_stand_alone() -> None:
@@ -516,6 +534,7 @@ def test_held_out_losses_are_a_line_of_their_own() -> None:
     chart = loss_chart(curve)
     assert chart
     assert chart.heldout.count("L") == 1
+    assert chart.heldout_marks.count("M") == 2
     assert "held-out loss 2" in chart.spots[4].title
 
 

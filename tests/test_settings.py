@@ -290,7 +290,7 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
         ({"parameters": {"epochs": 0}}, "parameters: --epochs: input should be greater than 0"),
         (
             {"parameters": {"model": "s3://models/base"}},
-            "parameters: --model 's3://models/base': no base models come by s3://",
+            "parameters: --model 's3://models/base': no models come by s3://",
         ),
         (
             {"parameters": {"chat_template": "ours.jinja"}},

@@ -197,7 +197,7 @@ def test_a_file_that_names_one_parameter_twice_is_refused_by_both_names(tmp_path
         (["--resume", "{}"], "{} is not the folder of a run"),
         (["--model", "m" * 300], "mmm...: File name too long"),
         (["--model", "/m" * 3000], "/m...: File name too long"),
-        (["--run-name", "m" * 300], "mmm...: File name too long"),
+        (["--run-name", "m" * 300], "mmm' is not the name of a folder"),
     ],
 )
 def test_what_the_command_itself_cannot_use_is_a_mistake_of_use(
@@ -209,6 +209,30 @@ def test_what_the_command_itself_cannot_use_is_a_mistake_of_use(
     assert refused.returncode == 64, refused.stderr
     assert told.format(tmp_path) in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_mistakes_of_a_value_of_several_together_and_of_the_place_are_told_at_once(
+    tmp_path: Path,
+) -> None:
+    refused = sft(
+        *("run", "--epochs", "three", "--gpu", 2, "--evaluate-cpu", 8, "--subset", -1),
+        *("--lr-warmup", 3, "--lr-scheduler", "constant", "--tasks", "[]", "--data-split", "1.0"),
+        *("--runs", tmp_path / "runs"),
+    )
+    assert refused.returncode == 64
+    for told in (
+        "--data-uri is required",
+        "--subset: input should be greater than or equal to 0",
+        "--epochs: input should be a valid integer",
+        "--gpu needs a cluster: leave it at its default here",
+        "--evaluate-cpu needs a cluster",
+        "--lr-warmup has no effect with --lr-scheduler constant",
+    ):
+        assert refused.stderr.count(told) == 1, told
+    assert "left out" not in refused.stderr
+    given = sft("run", "--data-uri", "/x.jsonl", "--subset", -1, "--tasks", "[]", "--data-split", 1)
+    assert "--subset: " in given.stderr
+    assert "nothing would be evaluated" in given.stderr
 
 
 def test_a_name_that_two_steps_share_is_asked_back(tmp_path: Path) -> None:
@@ -279,9 +303,11 @@ def test_the_checks_of_all_steps_are_told_before_the_first_step_starts(tmp_path:
     assert told.returncode == 65
     for step in ("dataset", "train", "evaluate", "register"):
         assert f"\n{step}" in told.stderr
+    assert f"{tmp_path}/none.jsonl: there is no such file or folder; check the path" in told.stderr
+    assert f"{tmp_path}/none.yaml: there is no such file; --tasks names it" in told.stderr
     assert "nothing was started" in told.stderr
     assert "--resume" not in told.stderr
-    assert not list((tmp_path / "runs").rglob("*.json*"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_is_stopped_in_its_checks_is_not_said_to_go_on(tmp_path: Path) -> None:

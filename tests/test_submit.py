@@ -385,7 +385,7 @@ def test_an_address_that_no_pod_can_read_is_refused_before_anything_is_sent(
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        ("s3://models/base", "'s3://models/base': no base models come by s3://"),
+        ("s3://models/base", "'s3://models/base': no models come by s3://"),
         ("oci://tiny", "'oci://tiny': write oci://registry/repository:tag or @sha256:..."),
         ("oci://quay.io/a/b@sha256:12", "write oci://registry/repository:tag or @sha256:..."),
         ("pvc://Models", "'pvc://Models': not an address on a claim"),

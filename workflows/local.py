@@ -6,6 +6,7 @@ folder again does only what is missing.
 
 import contextlib
 import fcntl
+import glob
 import os
 import queue
 import re
@@ -23,11 +24,11 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
-from steps import files, flags, record
+from steps import addresses, files, flags, record
 from steps.entrypoint import PARENT
-from steps.errors import StepError, Terminated, UsageError
+from steps.errors import StepError, Terminated, TransientError, UsageError
 from steps.logs import redact
-from steps.params import PLACE, Bound, StepParams, is_secret, marked, shown, withheld
+from steps.params import ADDRESS, PLACE, Bound, StepParams, is_secret, marked, shown, withheld
 from steps.record import Record
 from steps.workspace import Workspace
 from workflows import values
@@ -112,9 +113,9 @@ def run(
         if check_only:
             _check(chosen, options, folder, console)
             return {}
+        _check(chosen, options, folder, console)
         console.note(f"the run is {workspace}")
         with _locked(folder, console) as lock:
-            _check(chosen, options, folder, console)
             _keep_parameters(chosen, options, folder, console)
             _Engine(chosen, options, folder, console, lock).run()
     found = {name: record.read(folder, name) for name in chosen}
@@ -156,9 +157,15 @@ def _parameters(
     }
     wanted = [name for index, name in enumerate(order) if index >= first or name in asked]
     models, wrong = values.build(options.pipeline, assigned, wanted)
-    values.refuse([*known, *problems, *wrong])
     models = {name: _with_whole_paths(model) for name, model in models.items()}
-    values.refuse(options.pipeline.refusals(models, _left(options, models, workspace)))
+    wrong += [
+        f"{names.flag} needs a cluster: leave it at its default here"
+        for names in values.of_clusters(options.pipeline, models)
+    ]
+    wrong += options.pipeline.refusals(
+        {name: models.get(name) for name in wanted}, _left(options, wanted, workspace)
+    )
+    values.refuse([*known, *problems, *wrong])
     return models
 
 
@@ -166,26 +173,35 @@ def _with_whole_paths(params: StepParams) -> StepParams:
     """The same with paths that do not depend on where the user stands when the run is gone on with."""
     whole: dict[str, Any] = {}
     for name in params.model_fields_set:
-        if marked(type(params).model_fields[name], PLACE):
-            value = getattr(params, name)
+        field, value = type(params).model_fields[name], getattr(params, name)
+        if not marked(field, PLACE):
+            continue
+        if marked(field, ADDRESS):
+            whole[name] = "".join(_whole_address(part) for part in addresses.parts(value.strip()))
+        elif isinstance(value, list):
             # In a list of names a path is what has a suffix: a folder may be named like a task.
-            whole[name] = (
-                [_whole(item) if Path(item).suffix else item for item in value]
-                if isinstance(value, list)
-                else _whole(value)
-            )
+            whole[name] = [_whole(item) if Path(item).suffix else item for item in value]
+        else:
+            whole[name] = _whole(value)
     return params.model_copy(update=whole)
 
 
 def _whole(text: str) -> str:
-    """An absolute path, where the text is the path of something that is there."""
+    """An absolute path, where the text is the path, or the pattern of paths, of what is there."""
     path = files.from_here(text)
-    return str(path) if text and path.exists() else text
+    is_here = path.exists() or any(glob.iglob(str(path), recursive=True))  # noqa: PTH207
+    return str(path) if text and is_here else text
 
 
-def _left(
-    options: _Options, chosen: Mapping[str, StepParams], workspace: Workspace
-) -> dict[str, Record]:
+def _whole_address(part: str) -> str:
+    """The same of an address, its weight in front of it; the white space between two is left as it is."""
+    if not part.strip():
+        return part
+    uri = addresses.split(part)[0].uri
+    return part.removesuffix(uri) + (uri if "://" in uri else _whole(uri))
+
+
+def _left(options: _Options, chosen: Collection[str], workspace: Workspace) -> dict[str, Record]:
     """The records of the steps that are left out."""
     others = [step.name for step in options.pipeline.steps if step.name not in chosen]
     found = {name: record.read(workspace, name) for name in others}
@@ -254,19 +270,26 @@ def _check(
                 told[name].append(_told(line))
                 continue
             codes[name] = running.pop(name).end()
-            for level, text in told[name]:
-                if level in ("WARNING", "ERROR", "CRITICAL") or codes[name]:
-                    console.line(name, level, text)
     except BaseException:
         _stop(running.values())
         raise
-    failed = [name for name in todo if codes[name]]
+    # Mistakes first: where there is one, to wait and try again is no help.
+    failed = sorted((name for name in todo if codes[name]), key=lambda name: _rank(codes[name]))
+    for name in [*failed, *(name for name in todo if not codes[name])]:
+        for level, text in told[name]:
+            if level in ("WARNING", "ERROR", "CRITICAL") or codes[name]:
+                console.line(name, level, text)
     if failed:
         raise StepFailedError(
             failed[0],
             codes[failed[0]],
-            f"the check of {' and '.join(failed)} failed; nothing was started",
+            f"the check of {', '.join(failed)} failed; nothing was started",
         )
+
+
+def _rank(code: int) -> int:
+    """Where a failed check comes among others: a mistake of use first, what may pass last."""
+    return {UsageError.exit_code: 0, TransientError.exit_code: 2}.get(code, 1)
 
 
 class _Engine:

@@ -66,7 +66,10 @@ class Parameter:
     field: FieldInfo
 
 
-Rule = Callable[[Mapping[str, StepParams], Mapping[str, Record] | None], str | None]
+Models = Mapping[str, StepParams | None]
+"""Parameters of the steps that run, by step; None where they are too faulty to be known."""
+
+Rule = Callable[[Models, Mapping[str, Record] | None], str | None]
 """A rule over several steps, by name: the parameters of those that run, and the records of those that
 are done; None where the run's folder is not at hand, for the run is one of pods."""
 
@@ -104,7 +107,7 @@ class Pipeline:
 
     def refusals(
         self,
-        models: Mapping[str, StepParams],
+        models: Models,
         records: Mapping[str, Record] | None = None,
         *,
         repeated: bool = False,
@@ -137,9 +140,7 @@ def _rank(field: FieldInfo) -> int:
     return 0 if marked(field, MAN) else 1
 
 
-def nothing_to_go_on_with(
-    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
-) -> str | None:
+def nothing_to_go_on_with(models: Models, records: Mapping[str, Record] | None) -> str | None:
     """A step cannot run where those before it are left out and have left nothing."""
     if records is None:
         return None
@@ -155,9 +156,7 @@ def nothing_to_go_on_with(
     return None
 
 
-def nothing_to_score(
-    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
-) -> str | None:
+def nothing_to_score(models: Models, records: Mapping[str, Record] | None) -> str | None:
     """Without held-out rows and without tasks, training would end in an evaluation of nothing."""
     dataset, evaluate = models.get("dataset"), models.get("evaluate")
     if not isinstance(evaluate, EvaluateParams) or evaluate.scores_tasks:
@@ -173,9 +172,7 @@ def nothing_to_score(
     return None
 
 
-def training_that_cannot_begin(
-    models: Mapping[str, StepParams], _records: Mapping[str, Record] | None
-) -> str | None:
+def training_that_cannot_begin(models: Models, _records: Mapping[str, Record] | None) -> str | None:
     """What the train step would refuse at its start is told before the steps in front of it run."""
     train = models.get("train")
     if not isinstance(train, TrainParams):
@@ -189,9 +186,7 @@ def training_that_cannot_begin(
     return "\n  ".join(refused) or None
 
 
-def places_of_another_machine(
-    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
-) -> str | None:
+def places_of_another_machine(models: Models, records: Mapping[str, Record] | None) -> str | None:
     """A pod has neither the folder where the user stands nor the user's kubeconfig."""
     if records is not None:
         return None
@@ -217,9 +212,7 @@ def places_of_another_machine(
     return "\n  ".join(refused) or None
 
 
-def data_that_no_pod_can_read(
-    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
-) -> str | None:
+def data_that_no_pod_can_read(models: Models, records: Mapping[str, Record] | None) -> str | None:
     """An address that is none, or of another machine, is told before a pod is waited for."""
     dataset = models.get("dataset")
     if records is not None or not isinstance(dataset, DatasetParams):
@@ -233,9 +226,7 @@ def data_that_no_pod_can_read(
     return None
 
 
-def models_that_no_pod_can_read(
-    models: Mapping[str, StepParams], records: Mapping[str, Record] | None
-) -> str | None:
+def models_that_no_pod_can_read(models: Models, records: Mapping[str, Record] | None) -> str | None:
     """As for the data; of a base model the train step would tell only after the data step."""
     if records is not None:
         return None
@@ -256,9 +247,7 @@ def models_that_no_pod_can_read(
     return "\n  ".join(refused) or None
 
 
-def same_version_again(
-    models: Mapping[str, StepParams], _records: Mapping[str, Record] | None
-) -> str | None:
+def same_version_again(models: Models, _records: Mapping[str, Record] | None) -> str | None:
     """From the second run on, another model would stand under the version already."""
     register = models.get("register")
     if isinstance(register, RegisterParams) and register.on_conflict == "error":

@@ -14,12 +14,14 @@ from steps.params import (
     MAN,
     POD,
     StepParams,
+    in_pod,
     is_secret,
     marked,
     may_hold_secret,
     required_on_cluster_only,
     type_name,
 )
+from steps.train.params import TrainParams
 from workflows import literals
 from workflows.pipeline import Parameter, Pipeline
 
@@ -149,7 +151,8 @@ def build(
 ) -> tuple[dict[str, StepParams], list[str]]:
     """The models of the wanted steps, and a line for each value that does not fit.
 
-    None stands for a value that a run's file names without holding it.
+    A model is of the values that fit, so that what else is wrong shows at once; there is none where a
+    required value is missing. None stands for a value that a run's file names without holding it.
     """
     every = names(pipeline)
     models: dict[str, StepParams] = {}
@@ -185,6 +188,20 @@ def of_trainjobs(pipeline: Pipeline, models: Mapping[str, StepParams]) -> list[P
             names = required_on_cluster_only(model, POD)
             found += [parameter] if parameter.field_name in names else []
     return found
+
+
+def of_clusters(pipeline: Pipeline, models: Mapping[str, StepParams]) -> list[Names]:
+    """Parameters that were set and only a cluster has, of steps that do their work on this machine."""
+    from steps.train import launcher, local  # their imports would slow every --help
+
+    here = {
+        name: required_on_cluster_only(model, POD if in_pod() else ())
+        for name, model in models.items()
+        if not (isinstance(model, TrainParams) and launcher.choose(model) is not local)
+    }
+    return [
+        n for n in names(pipeline) if n.parameter.field_name in here.get(n.parameter.step.name, [])
+    ]
 
 
 def texts(pipeline: Pipeline, given: Mapping[str, Any], where: str) -> dict[str, str]:

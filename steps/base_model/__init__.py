@@ -97,8 +97,7 @@ def _opener(uri: str, hf_token: str, pull_secret: str) -> Callable[[Run], Source
         repository, revision = hub.parse(rest if separator else uri)
         return lambda run: HubModel(repository, revision, hf_token, run.cache / "hub")
     raise UsageError(
-        f"{uri!r}: no base models come by {scheme}://; give a Hugging Face ID, a path, pvc:// or "
-        "oci://"
+        f"{uri!r}: no models come by {scheme}://; give a Hugging Face ID, a path, pvc:// or oci://"
     )
 
 

@@ -44,7 +44,7 @@ class Folder:
     def fetch(self) -> ModelSource:
         """See Source. Reads every file for the digest."""
         self.check()
-        log.info("reading the base model %s for its digest", self.uri)
+        log.info("reading the model %s for its digest", self.uri)
         return ModelSource(
             self.uri, self.path, sha256=files.digest(self.path), portable=self.portable
         )

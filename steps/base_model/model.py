@@ -83,7 +83,7 @@ def examine(where: str, names: Collection[str], read: Read) -> None:
             else "name a model in Hugging Face format"
         )
         raise DataError(
-            f"{where}: not a base model, for it has no {', no '.join(missing)}; {advice}"
+            f"{where}: not a whole model, for it has no {', no '.join(missing)}; {advice}"
         )
     _check_architecture(where, _json(where, "config.json", read))
 

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, SecretStr
 
-from steps.params import Address, Further, Man, StepParams
+from steps.params import Address, Further, Man, Place, StepParams
 from steps.secrets import HF_TOKEN, Secret
 
 S3_SECRET = Secret(
@@ -37,7 +37,7 @@ class DatasetParams(StepParams):
     step: ClassVar[str] = "dataset"
     secrets: ClassVar[tuple[Secret, ...]] = (S3_SECRET, HF_TOKEN, HTTP_TOKEN)
 
-    data_uri: Man[Address[str]] = Field(min_length=1)
+    data_uri: Man[Address[Place[str]]] = Field(min_length=1)
     """hf://org/name[:config][@revision][#split], s3://bucket/key, http(s)://, pvc://claim/path or an
     absolute path: a file, a folder or prefix, or a glob. Several, a blank or new line between them,
     are taken one after another; with weights (0.7*hf://org/a 0.3*/data/b.jsonl) they are mixed by
@@ -54,7 +54,7 @@ class DatasetParams(StepParams):
     """secret: both keys of s3-secret; ambient: the SDK's own chain (role, web identity); anonymous."""
     on_invalid: Further[Literal["error", "skip"]] = "error"
     """error: an invalid row ends the step; skip: it goes to dataset/rejected.jsonl with its reason."""
-    eval_uri: Further[Address[str]] = ""
+    eval_uri: Further[Address[Place[str]]] = ""
     """Held-out rows from here, addresses as in data_uri, instead of a split; they are not trained on."""
     chat_schema: Further[Schema] = "auto"
     """Keys that the rows have; auto finds out by row, any other refuses rows that lack its keys."""

@@ -8,21 +8,24 @@ import os
 from steps import base_model, entrypoint, record
 from steps.entrypoint import Run
 from steps.errors import DataError
-from steps.evaluate import tasks
+from steps.evaluate import data_sets, tasks
 from steps.evaluate.params import EvaluateParams
 from steps.record import Asset, Result
 from steps.secrets import HF_TOKEN, preferred
 
 
 def check(params: EvaluateParams, run: Run) -> None:
-    """lm-eval knows the tasks, and a given model is one."""
-    tasks.check(params)
+    """lm-eval knows the tasks, a given model is one, and the tasks' data can be had."""
+    tasks.use_cache(run.cache)
+    token = _token(params)
+    asked = tasks.check(params)
     if params.model:
-        found = base_model.check(params.model, run, hf_token=_token(params))
+        found = base_model.check(params.model, run, hf_token=token)
         if found:
             from steps import weights
 
             weights.outline(found.folder)
+    data_sets.check(asked, token)
 
 
 def inputs(params: EvaluateParams, run: Run) -> dict[str, Asset]:

@@ -5,6 +5,7 @@ import difflib
 import glob
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 from steps import files
 from steps.errors import (
-    ConfigError,
     CredentialsError,
     DataError,
     StepError,
@@ -21,6 +21,7 @@ from steps.errors import (
     causes,
     volume_error,
 )
+from steps.evaluate.data_sets import DataSet, offline
 from steps.evaluate.params import EvaluateParams
 from steps.record import Asset
 from steps.secrets import HF_TOKEN
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 # What `dataset_path` says where the data is files: https://huggingface.co/docs/datasets/loading
 _FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}
+_REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_OF_DATA = ("dataset_path", "dataset_name", "dataset_kwargs")
+"""Keys of a task's config that say what it asks about."""
 
 
 def use_cache(folder: Path) -> None:
@@ -37,20 +41,60 @@ def use_cache(folder: Path) -> None:
     os.environ.setdefault("HF_DATASETS_CACHE", str(folder / "datasets"))
 
 
-def check(params: EvaluateParams) -> None:
-    """Raise UsageError for names that lm-eval does not know, DataError for files that are no task.
+def check(params: EvaluateParams) -> list[DataSet]:
+    """The hub's data sets that the tasks ask about, each once.
 
-    A task's own data is looked for too where it is files of this machine.
+    Raises UsageError for names that lm-eval does not know, DataError for files that are no task, and
+    for a task's data that is files of this machine and is not there.
     """
     if not params.tasks:
-        return
+        return []
     known = _manager(params).task_index
-    for path in _paths(params.tasks):
-        config = _read(path)
-        _data_files(path, config)
-        members = (known[name].yaml_path for name in _members(config) if name in known)
-        for member in filter(None, members):
-            _data_files(member, _read(member))
+    found: dict[tuple[str, str | None], DataSet] = {}
+    for task in params.tasks:
+        path = Path(task).absolute()
+        named = _leaves(_read(path), path, known) if _is_path(task) else _named(task, known)
+        for place, config in named:
+            _data_files(place, config)
+            if (data := _on_hub(task, config)) and params.scores_tasks:
+                found.setdefault((data.repository, data.revision), data)
+    return list(found.values())
+
+
+def _named(name: str, known: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The files and configs of single tasks that a known task, group or tag consists of."""
+    entry = known[name]
+    if entry.cfg is None:
+        for member in sorted(entry.tags & known.keys()):
+            yield from _named(member, known)
+    else:
+        yield from _leaves(entry.cfg, entry.yaml_path, known)
+
+
+def _leaves(
+    config: Mapping[str, Any], path: Path, known: Mapping[str, Any]
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The same of a config; what a group changes in the data of its members is in theirs."""
+    if "group" not in config:
+        yield path, config
+        return
+    members = config.get("task")
+    for member in members if isinstance(members, list) else []:
+        own = member if isinstance(member, dict) else {"task": member}
+        changes = {key: value for key, value in {**config, **own}.items() if key in _OF_DATA}
+        name = str(own.get("group") or own.get("task"))
+        leaves = _named(name, known) if name in known else _leaves(own, path, known)
+        for place, leaf in leaves:
+            yield place, {**leaf, **changes}
+
+
+def _on_hub(task: str, config: Mapping[str, Any]) -> DataSet | None:
+    """The hub's data set of a task; None where its data is files, or its own code fetches it."""
+    path, options = str(config.get("dataset_path") or ""), config.get("dataset_kwargs") or {}
+    is_other = path in _FILE_FORMATS or "class" in config or "custom_dataset" in config
+    if is_other or not _REPOSITORY.fullmatch(path) or Path(path).is_dir():
+        return None
+    return DataSet(task, path, config.get("dataset_name"), options.get("revision"))
 
 
 def assets(tasks: Sequence[str]) -> dict[str, Asset]:
@@ -106,7 +150,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = load_yaml(path, resolve_func=False)
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename}: there is no such file; --tasks names {path}") from error
+        named = (
+            f"{path} includes it" if path.resolve() != Path(error.filename) else "--tasks names it"
+        )
+        raise DataError(f"{error.filename}: there is no such file; {named}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise volume_error(error) or DataError(f"{path}: not an lm-eval task: {told}") from error
@@ -227,10 +274,7 @@ def _told(task: str, error: Exception) -> StepError:
             f"{HF_TOKEN.name!r} (key {HF_TOKEN.keys[0]})"
         )
     if isinstance(cause, ConnectionError) and is_offline_mode():
-        return ConfigError(
-            f"{task}: its data set is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; "
-            "unset it, or give a task whose data lies here"
-        )
+        return offline(task)
     may_pass = status is None or status in (408, 429) or status >= 500
     if isinstance(cause, HTTPError | ConnectionError | TimeoutError) and may_pass:
         return TransientError(f"{task}: its data set does not come: {cause}; try again later")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import jinja2
 
 MOST_SAMPLES = 20
+FEW_ROWS = 100
+"""Held-out rows; the scores of fewer are rough."""
 LONG_TEXT = 360
 """Characters; longer text is folded."""
 LONG_LINES = 8
@@ -82,6 +84,7 @@ def render(
         statistics=_statistics(records),
         registration=registration or {},
         seconds=sum(done.seconds for done in records.values()),
+        few_rows=FEW_ROWS,
         long_text=LONG_TEXT,
         long_lines=LONG_LINES,
     )
@@ -133,7 +136,7 @@ def _tiles(records: Mapping[str, Record]) -> Iterator[_Tile]:
         seconds = sum(done.seconds for done in records.values())
         steps = f"{len(records)} of {len(_names(records))} steps"
         yield _Tile("Time", short_duration(seconds), steps)
-    if "register" in records:
+    if "register" in records and records["register"].status == "done":
         results = records["register"].results
         yield _Tile("Version", results.get("version") or "–", results.get("status", ""))
 

@@ -48,6 +48,8 @@ class Chart:
     raw: str
     smooth: str
     heldout: str
+    heldout_marks: str
+    """A dot for each point of that line, for they are few and lie far apart."""
     window: int
     """Steps that one point of the smooth line is the mean of."""
     x_ticks: list[Tick]
@@ -75,6 +77,7 @@ def loss_chart(curve: Sequence[Mapping[str, Any]]) -> Chart | None:
         raw=_path(frame, thinned(raw)),
         smooth=_path(frame, thinned(smooth)),
         heldout=_path(frame, thinned(heldout)),
+        heldout_marks="".join(_path(frame, [point]) for point in thinned(heldout)),
         window=window,
         x_ticks=[Tick(frame.x(x) / 10, label) for x, label in _labelled(x_values)],
         y_ticks=[Tick(frame.y(y) / 10, label) for y, label in _labelled(y_values)],

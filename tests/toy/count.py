@@ -37,7 +37,7 @@ class CountParams(StepParams):
     """Printed, to see whether it is hidden."""
     variables: Masked[str] = "A=1"
     """May hold secrets."""
-    source: Address[str] = ""
+    source: Address[Place[str]] = ""
     """An address that may hold a secret."""
     place: Place[str] = ""
     """A path."""

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from steps import entrypoint, files, record
 from steps.entrypoint import Run
-from steps.errors import DataError
+from steps.errors import DataError, UsageError
 from steps.params import Man, StepParams
 from steps.record import Asset, Result
 
@@ -15,11 +15,12 @@ class DoubleParams(StepParams):
     step: ClassVar[str] = "double"
 
     times: Man[int] = 2
-    """Multiply by this."""
+    """Multiply by this; the check refuses 0."""
 
 
 def check(params: DoubleParams, run: Run) -> None:
-    pass
+    if not params.times:
+        raise UsageError("--times 0: nothing would be doubled")
 
 
 def inputs(params: DoubleParams, run: Run) -> dict[str, Asset]:

@@ -94,6 +94,10 @@ _OWN = {
 """The command's own flags: what stands for the value, and the help."""
 
 
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on all common file systems."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = flags.Parser(
         prog="sft run",
@@ -130,7 +134,7 @@ def _workspace(own: dict[str, Any]) -> Path:
             )
         return folder
     name = own.get("run_name") or time.strftime("%Y%m%d-%H%M%S")
-    if "/" in name or name in (".", ".."):
+    if "/" in name or name in (".", "..") or len(os.fsencode(name)) > _LONGEST_NAME:
         raise UsageError(f"--run-name: {name!r} is not the name of a folder")
     folder = Path(own.get("runs", "runs")) / name
     if (folder / "params.yaml").exists():

@@ -47,7 +47,8 @@ class Local:
         if path.is_file() and not pattern:
             return [DataFile(base, path)]
         if not path.is_dir():
-            raise DataError(f"{self.uri}: there is no {path}")
+            where = "" if str(path) == self.uri else f" ({path})"
+            raise DataError(f"{self.uri}: there is no such file or folder{where}; check the path")
         names = [
             name
             for file in path.rglob("*")
