@@ -199,7 +199,12 @@ def workers(size: int) -> Iterator["Executor | None"]:
             initializer=_start,
             initargs=(os.getpid(),),
         ) as pool:
-            pool.submit(os.getpid)
+            # Until a fork is ready, our own way to end is not to be its.
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            try:
+                pool.submit(os.getpid)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
             yield pool
     except BrokenProcessPool as error:
         raise ConfigError(
@@ -280,5 +285,6 @@ def _done(
 
 def _start(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the parent's, which tidies up
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent acts on it
     end_with_parent(parent)
