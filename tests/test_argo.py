@@ -664,11 +664,13 @@ def test_a_claim_a_run_is_made_first_by_an_account_of_its_own_and_has_no_owner()
     assert "volumeClaimGC" not in made["spec"]
 
 
-def test_proxy_and_certificates_reach_every_step(tmp_path: Path) -> None:
+def test_proxy_and_certificates_reach_every_container(tmp_path: Path) -> None:
     controller = Controller(template("proxy and certificates"), tmp_path)
     scope = controller.scope({"phase_01_dataset_man_data_uri": "/x"})
-    for step in SFT.steps:
-        container, _ = controller.pod(step.template, scope)
+    ours = [name for name, each in controller.templates.items() if "container" in each]
+    assert {"train", "summary", "stop-training"} < set(ours)
+    for name in ours:
+        container, _ = controller.pod(name, scope)
         variables = container["variables"]
         assert variables["HTTPS_PROXY"] == variables["https_proxy"] == "http://proxy:3129"
         assert variables["HTTP_PROXY"] == "http://proxy:3128"
@@ -677,8 +679,8 @@ def test_proxy_and_certificates_reach_every_step(tmp_path: Path) -> None:
         assert variables["HOME"] == "/tmp"
         assert variables["USER"]
         mounts = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
-        for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"):
-            assert variables[name].rpartition("/")[0] in mounts
+        for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"):
+            assert variables[variable].rpartition("/")[0] in mounts
     volumes = [each["name"] for each in template("proxy and certificates")["spec"]["volumes"]]
     assert len(set(volumes)) == len(volumes)
 

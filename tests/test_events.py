@@ -359,11 +359,11 @@ def test_a_bus_of_one_server_keeps_one_copy_and_a_bus_that_is_there_is_used() ->
         ),
         (
             {"minio": {**MINIO, "parameter": "model"}, "parameters": GIVEN},
-            "--model 's3://bucket/key': no models come by s3://",
+            "events.minio.parameter: --model 's3://bucket/key': no models come by s3://",
         ),
         (
-            {"minio": {**MINIO, "parameter": "epochs"}, "parameters": GIVEN},
-            "--epochs: input should",
+            {"minio": {**MINIO, "parameter": "epochs"}},
+            "events.minio.parameter: --epochs: input should",
         ),
         (
             {"webhook": {"fields": {"data_uri": "x", "dataset_data_uri": "y"}}},

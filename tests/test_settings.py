@@ -287,7 +287,14 @@ def test_an_empty_file_is_all_defaults_and_given_values_win(tmp_path: Path) -> N
         ),
         ({"env": {"A": "{{x}}"}}, "{{x}} is no tag that Argo knows, in '{{x}}'"),
         ({"annotations": {"a": "b {{"}}, "begins with {{ and has no end, in 'b {{'"),
-        ({"parameters": {"epochs": 0}}, "parameters: --epochs: input should be greater than 0"),
+        (
+            {"parameters": {"epochs": 0}, "schedule": SCHEDULE},
+            "parameters: --epochs: input should be greater than 0",
+        ),
+        (
+            {"schedule": {**SCHEDULE, "parameters": {"phase_03_eval_opt_memory": "many"}}},
+            "schedule.parameters: --evaluate-memory: not as it must be",
+        ),
         (
             {"parameters": {"model": "s3://models/base"}},
             "parameters: --model 's3://models/base': no models come by s3://",
@@ -318,8 +325,9 @@ def test_what_fits_in_no_cluster_is_refused(values: dict[str, Any], told: str) -
     with pytest.raises(UsageError) as refused:
         manifests.tree(given)
     assert told in str(refused.value)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as refused_again:
         manifests.part(given, None)
+    assert str(refused_again.value) == str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,10 @@ def summary(pipeline: Pipeline, settings: Settings) -> Container:
             "--failures={{workflow.failures}}",
         ],
         env=_base_environment(settings),
-        volume_mounts=_mounts({"runs": VOLUME, "tmp": "/tmp", "no-token": security.TOKEN}),  # noqa: S108
+        volume_mounts=_mounts(
+            {"runs": VOLUME, "tmp": "/tmp", "no-token": security.TOKEN},  # noqa: S108
+            settings,
+        ),
         resources=Resources(cpu_request="100m", memory_request="256Mi", memory_limit="512Mi"),
         pod_spec_patch=to_yaml([security.EXECUTOR]),
         security_context=m.SecurityContext.model_validate(security.CONTAINER),
@@ -247,7 +250,7 @@ def stop(step: Step, settings: Settings) -> Container:
             "--failures={{workflow.failures}}",
         ],
         env=[*_base_environment(settings), *_keys(KUBERNETES_CREDENTIALS, settings)],
-        volume_mounts=_mounts(places),
+        volume_mounts=_mounts(places, settings),
         resources=Resources(cpu_request="100m", memory_request="256Mi", memory_limit="512Mi"),
         pod_spec_patch=to_yaml([security.EXECUTOR]),
         security_context=m.SecurityContext.model_validate(security.CONTAINER),
@@ -481,19 +484,19 @@ def mounts(step: Step, settings: Settings) -> list[m.VolumeMount]:
         places["no-token"] = security.TOKEN
     if trains_in_pod(step, settings):
         places["shm"] = "/dev/shm"  # noqa: S108
-    found = _mounts(places)
-    found += [
+    return _mounts(places, settings) + [
         m.VolumeMount(name=f"claim-{number}", mount_path=f"{CLAIMS}/{name}", read_only=True)
         for number, name in enumerate(settings.claims)
     ]
+
+
+def _mounts(places: Mapping[str, str], settings: Settings) -> list[m.VolumeMount]:
+    """The volumes at their places, and the certificates that every container's environment names."""
+    found = [m.VolumeMount(name=name, mount_path=path) for name, path in places.items()]
     if settings.ca_bundle:
         folder = _CA_FILE.rpartition("/")[0]
         found.append(m.VolumeMount(name="ca", mount_path=folder, read_only=True))
     return found
-
-
-def _mounts(places: Mapping[str, str]) -> list[m.VolumeMount]:
-    return [m.VolumeMount(name=name, mount_path=path) for name, path in places.items()]
 
 
 def own_resources(step: Step, settings: Settings) -> bool:

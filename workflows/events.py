@@ -16,7 +16,7 @@ from workflows import access, security, values
 from workflows.objects import kubernetes_object, labels
 from workflows.pipeline import SFT, Parameter, Pipeline
 from workflows.settings import Events, KeyFilter, Minio, Settings, Sqs, Webhook
-from workflows.unattended import template_label, workflow_spec
+from workflows.unattended import refusals_of_example, template_label, workflow_spec
 
 SENSOR, SOURCES = "sft-sensor", "sft-event-sources"
 """Service accounts: of the Sensor, which creates Workflows, and of the sources, which may do nothing."""
@@ -30,6 +30,7 @@ _SHAPES = ("gpu", "cpu", "memory", "launcher", "cluster_auth", "env_vars", "labe
 
 _BUS_CONTAINERS = ("containerTemplate", "reloaderContainerTemplate", "metricsContainerTemplate")
 
+_OBJECT_URI = "s3://bucket/key"
 _MINIO_KEY = "notification.0.s3.object.key"
 _SQS_KEY = "body.Records.0.s3.object.key"
 
@@ -126,7 +127,13 @@ def minio(source: Minio, settings: Settings, pipeline: Pipeline) -> Source:
             }
         },
         accepted=_accepted(source, _MINIO_KEY),
-        **_object(source, "(index .Input.notification 0).s3", pipeline, "events.minio.parameter"),
+        **_object(
+            source,
+            "(index .Input.notification 0).s3",
+            settings,
+            pipeline,
+            "events.minio.parameter",
+        ),
     )
 
 
@@ -153,7 +160,13 @@ def sqs(source: Sqs, settings: Settings, pipeline: Pipeline) -> Source:
             _matches(_SQS_KEY, key),
             *_accepted(source, _SQS_KEY),
         ],
-        **_object(source, "(index .Input.body.Records 0).s3", pipeline, "events.sqs.parameter"),
+        **_object(
+            source,
+            "(index .Input.body.Records 0).s3",
+            settings,
+            pipeline,
+            "events.sqs.parameter",
+        ),
     )
 
 
@@ -269,16 +282,20 @@ def trigger(
     }
 
 
-def _object(source: KeyFilter, found: str, pipeline: Pipeline, where: str) -> dict[str, Any]:
+def _object(
+    source: KeyFilter, found: str, settings: Settings, pipeline: Pipeline, where: str
+) -> dict[str, Any]:
     """How an object's event becomes a run; `found` is the Go expression of its description."""
     # Keys come URL-encoded, a blank as a plus sign.
     key = f'(urlParse (printf "/%s" (replace "+" "%20" {found}.object.key))).path'
     if source.marker:
         key = f'{key} | trimSuffix "{source.marker}"'
     parameter = _parameter(source.parameter, pipeline, where)
+    refused = refusals_of_example(settings, pipeline, parameter, _OBJECT_URI)
+    values.refuse([f"{where}: {problem}" for problem in refused])
     return {
         "identity": f'printf "%v/%v/%v" {found}.bucket.name {found}.object.key {found}.object.sequencer',
-        "example": "s3://bucket/key",
+        "example": _OBJECT_URI,
         "filled": {
             parameter.name: {"dataTemplate": f"s3://{{{{ {found}.bucket.name }}}}{{{{ {key} }}}}"}
         },

@@ -175,8 +175,9 @@ def refuse_impossible(settings: Settings, pipeline: Pipeline = SFT) -> None:
         for name in _of_trainjobs(settings, pipeline, parameters)
     ]
     problems += [f"parameters: {told}" for told in refusals_of_defaults(settings, pipeline)]
-    if problems:
-        raise UsageError("\n  ".join(problems))
+    values.refuse(problems)
+    # Schedule and events would tell a fault in the team's parameters as one in theirs.
+    values.texts(pipeline, settings.parameters, "parameters")
 
 
 def _names_of_nothing(settings: Settings, pipeline: Pipeline) -> Iterator[str]:

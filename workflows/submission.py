@@ -41,7 +41,7 @@ class Submission:
         problems = [*known, *problems]
         missing = []
         for step in self.pipeline.steps:
-            label = self._label(step.name)
+            label = values.labels(self.pipeline, step.name)
             given = assigned[step.name]
             wrong = flags.validate(step.params, given, label, partial=True)[1]
             problems += wrong
@@ -228,15 +228,8 @@ class Submission:
             way += ", or a model with --evaluate-model"
         return [f"--entrypoint {self.entrypoint}: goes on with a run's folder: {way}"]
 
-    def _label(self, step: str) -> dict[str, str]:
-        return {
-            names.parameter.field_name: flags.flag(names.short or names.long)
-            for names in values.names(self.pipeline)
-            if names.parameter.step.name == step
-        }
-
     def _shown(self, parameter: Parameter) -> str:
-        return self._label(parameter.step.name)[parameter.field_name]
+        return values.labels(self.pipeline, parameter.step.name)[parameter.field_name]
 
 
 def _arguments(template: Mapping[str, Any]) -> dict[str, str | None]:

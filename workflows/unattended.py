@@ -7,7 +7,7 @@ from typing import Any
 from steps.params import StepParams, type_name
 from workflows import storage, values
 from workflows.cluster.api import Template
-from workflows.pipeline import SHAPING, Pipeline
+from workflows.pipeline import SHAPING, Parameter, Pipeline
 from workflows.settings import Settings
 
 _STAND_INS = {
@@ -33,10 +33,24 @@ def refusals_of_defaults(settings: Settings, pipeline: Pipeline) -> list[str]:
     Each step is held by itself: what does not go with another step's, a run may complete (an eval set
     where the team splits none off). Values that do not fit their own parameter are for `values.texts`.
     """
-    required = {each.name: "" for each in pipeline.parameters() if each.field.is_required()}
-    models, _ = _models(settings, pipeline, {}, required)
+    models, _ = _models(settings, pipeline, {}, _required(pipeline))
     alone = [pipeline.refusals({name: model}) for name, model in models.items()]
     return [*chain(*alone), *storage.not_mounted(models, storage.mounted(settings))]
+
+
+def refusals_of_example(
+    settings: Settings, pipeline: Pipeline, parameter: Parameter, example: str
+) -> list[str]:
+    """What is wrong with a value that is to fill the parameter, whatever else a run is given."""
+    filled = {**_required(pipeline), parameter.name: example}
+    models, problems = _models(settings, pipeline, {}, filled)
+    name = parameter.step.name
+    return problems or pipeline.refusals({name: models[name]})
+
+
+def _required(pipeline: Pipeline) -> dict[str, str]:
+    """Parameters that each run must bring, as `filled` without examples."""
+    return {each.name: "" for each in pipeline.parameters() if each.field.is_required()}
 
 
 def workflow_spec(

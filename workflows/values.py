@@ -90,6 +90,15 @@ def names(pipeline: Pipeline) -> list[Names]:
     return found
 
 
+def labels(pipeline: Pipeline, step: str) -> dict[str, str]:
+    """The flag of each of a step's fields, for messages."""
+    return {
+        each.parameter.field_name: each.flag
+        for each in names(pipeline)
+        if each.parameter.step.name == step
+    }
+
+
 def shared_secrets(pipeline: Pipeline) -> dict[str, list[Parameter]]:
     """Secret fields that several steps have: one name sets them all (`--hf-token`)."""
     owners: dict[str, list[Parameter]] = defaultdict(list)
@@ -154,25 +163,24 @@ def build(
     A model is of the values that fit, so that what else is wrong shows at once; there is none where a
     required value is missing. None stands for a value that a run's file names without holding it.
     """
-    every = names(pipeline)
     models: dict[str, StepParams] = {}
     problems = []
     for name in wanted:
         params = pipeline.step(name).params
-        labels = {n.parameter.field_name: n.flag for n in every if n.parameter.step.name == name}
+        label = labels(pipeline, name)
         lost = [
             field
             for field, value in values[name].items()
             if value is None and may_hold_secret(params.model_fields[field])
         ]
         problems += [
-            f"{labels[field]}: its value is not kept, since it may hold a secret: give it again"
+            f"{label[field]}: its value is not kept, since it may hold a secret: give it again"
             for field in lost
         ]
         rest = {field: value for field, value in values[name].items() if field not in lost}
-        model, wrong = flags.validate(params, rest, labels)
+        model, wrong = flags.validate(params, rest, label)
         problems += [
-            line for line in wrong if line not in {flags.missing(labels[field]) for field in lost}
+            line for line in wrong if line not in {flags.missing(label[field]) for field in lost}
         ]
         if model is not None:
             models[name] = model
@@ -212,8 +220,8 @@ def texts(pipeline: Pipeline, given: Mapping[str, Any], where: str) -> dict[str,
     """
     assigned, problems = assign(pipeline, given)
     for step in pipeline.steps:
-        values = assigned[step.name]
-        problems += flags.validate(step.params, values, partial=True)[1]
+        label = labels(pipeline, step.name)
+        problems += flags.validate(step.params, assigned[step.name], label, partial=True)[1]
     found = {}
     for parameter in pipeline.parameters():
         value = assigned[parameter.step.name].get(parameter.field_name)
