@@ -378,6 +378,10 @@ JOB: Object = {"template": POD | {"metadata": {"labels": STEP}}}
     [
         ({"mlPolicy": {"mpi": {}}}, "is made for mpi, not for torch"),
         (
+            {"mlPolicy": {"torch": {"elasticPolicy": {"minNodes": 1, "maxNodes": 8}}}},
+            "elasticPolicy lets the number of nodes change",
+        ),
+        (
             {"template": {"spec": {"replicatedJobs": [{"name": "launcher", **JOB}]}}},
             r"no replicated job 'node' .*\(there are: launcher\)",
         ),

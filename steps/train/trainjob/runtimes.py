@@ -115,10 +115,16 @@ def _list(cluster: Cluster, kind: str) -> list[Object]:
 def _check(runtime: Object, where: str) -> None:
     """Raise ConfigError for a runtime whose pods are not one group of training nodes."""
     spec = runtime["spec"]
-    policies = [policy for policy in _POLICIES if policy in (spec.get("mlPolicy") or {})]
+    found = spec.get("mlPolicy") or {}
+    policies = [policy for policy in _POLICIES if policy in found]
     if policies:
         raise ConfigError(
             f"{where}: is made for {policies[0]}, not for torch: choose another --runtime"
+        )
+    if "elasticPolicy" in (found.get("torch") or {}):
+        raise ConfigError(
+            f"{where}: mlPolicy.torch.elasticPolicy lets the number of nodes change, and a training "
+            "here has as many as --workers says: choose another --runtime, or take it out"
         )
     jobs = spec["template"]["spec"].get("replicatedJobs", [])
     names = [job["name"] for job in jobs]
