@@ -727,6 +727,17 @@ def test_lines_are_told_once_each_over_connections_that_break(here: Here) -> Non
     assert here.api.asked("GET", "sinceTime=") >= 4
 
 
+def test_a_job_that_ends_while_its_log_cannot_be_read_has_its_last_lines_told(here: Here) -> None:
+    here.api.fail("GET", "/log?", 503, 1, **{"Retry-After": "600"})
+    step, (pod,) = here.running()
+    here.api.wait_for(lambda: here.api.asked("GET", "/log?"))
+    here.trainer.log(pod, "the last")
+    here.trainer.end(pod, 0)
+    here.trainer.complete()
+    step.result(60)
+    assert here.heard.worker == ["the last"]
+
+
 def test_lines_are_told_once_each_over_restarts_and_new_pods(here: Here) -> None:
     step, (pod,) = here.running()
     here.trainer.log(pod, "first")
