@@ -10,6 +10,7 @@ The codes are those of sysexits.h, so a retry policy needs the number alone::
     │   └── ExistsError           65  it has one of that name
     ├── VolumeError               74  the volume is full, read-only or broken
     ├── TransientError            75  something outside does not answer; the only one retried
+    │   └── NotServedError        78  a cluster does not know such objects, or what is before it says so
     ├── CredentialsError          77  a credential is missing or refused
     │   └── ForbiddenError        77  known to the cluster, but without the right
     └── ConfigError               78  the surroundings are set up wrongly
@@ -67,6 +68,15 @@ class TransientError(StepError):
     """Something outside does not answer for now; the step has already tried for a while."""
 
     exit_code = os.EX_TEMPFAIL
+
+
+class NotServedError(TransientError):
+    """A cluster does not know objects of this kind.
+
+    Proxies say the same of a cluster that is away: whoever has seen such objects there asks again.
+    """
+
+    exit_code = os.EX_CONFIG
 
 
 class CredentialsError(StepError):

@@ -3,7 +3,10 @@
 import gzip
 import json
 import os
+import random
+import re
 import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +32,8 @@ LAYERS = [
     ),
     tar({"models/model.safetensors": "weights" * 1000}),
 ]
+NOISE = "".join(random.Random(1).choices(string.printable, k=20 << 20))
+"""Which hardly compresses."""
 Fetch = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -269,6 +274,55 @@ def test_layers_that_unpack_to_more_than_a_model_are_refused(
     refused = fetch("acme/bomb:1")
     assert refused.returncode == 65, refused.stderr
     assert "as no model's do; refused" in refused.stderr
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "claimed", "problem"),
+    [
+        ({"models/zeros.safetensors": "0" * (300 << 20)}, 1 << 30, "unpack to more than"),
+        ({"models/noise.safetensors": NOISE}, 1, "larger than the .* that its manifest tells"),
+    ],
+    ids=["a bomb", "more than was told"],
+)
+def test_sizes_that_a_manifest_lies_about_are_not_believed(
+    registry: Registry,
+    fetch: Fetch,
+    tmp_path: Path,
+    layer: dict[str, str],
+    claimed: int,
+    problem: str,
+) -> None:
+    manifest = registry.manifest(registry.push("acme/liar:1", [*LAYERS, tar(layer)]))
+    manifest["layers"][-1]["size"] = claimed
+    registry.put("acme/liar:1", manifest)
+    refused = fetch("acme/liar:1")
+    assert refused.returncode == 65, refused.stderr
+    assert re.search(problem, refused.stderr), refused.stderr
+    assert cached(tmp_path) == []
+
+
+def test_layers_that_are_not_compressed_are_taken_as_they_are(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    manifest = registry.manifest(registry.push("acme/plain:1", LAYERS, "--preserve-digests"))
+    assert {each["mediaType"] for each in manifest["layers"]} == {
+        "application/vnd.oci.image.layer.v1.tar"
+    }
+    done = fetch("acme/plain:1")
+    assert done.returncode == 0, done.stderr
+    model = tmp_path / "run" / recorded(tmp_path / "run")["path"]
+    assert (model / "model.safetensors").read_text() == "weights" * 1000
+
+
+def test_a_layer_that_is_no_archive_is_told_to_be_at_fault(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    # The registry gives what the manifest names: it is the archive that ends too soon.
+    registry.push("acme/broken:1", [*LAYERS, gzip.compress(LAYERS[-1], mtime=0)[:-20]])
+    refused = fetch("acme/broken:1")
+    assert refused.returncode == 65, refused.stderr
+    assert "a layer cannot be unpacked" in refused.stderr
     assert cached(tmp_path) == []
 
 

@@ -248,7 +248,7 @@ def test_a_failed_job_is_told_of_as_long_as_a_worker_may_write(
 def test_a_job_that_the_cluster_refused_is_not_told_of(
     api: KubernetesServer, job: tuple[Job, Run]
 ) -> None:
-    api.fail("POST", "trainjobs", 422)
+    api.fail("POST", "trainjobs", 422, body='{"kind": "Status", "message": "invalid"}')
     with pytest.raises(ConfigError, match="422"):
         trainjob.train(*job, PACE)
     assert not note_in(job[1].workspace.root).exists()

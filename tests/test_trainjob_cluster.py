@@ -18,8 +18,10 @@ from steps.errors import (
     CredentialsError,
     ExistsError,
     ForbiddenError,
+    NotServedError,
     NotThereError,
     StepError,
+    TooLargeError,
     TransientError,
 )
 from steps.params import Bound
@@ -222,19 +224,35 @@ def test_tls_is_verified_against_the_bundle_of_the_environment(
 # Refusals
 
 
+PAGE, OTHER = "<html>out of order</html>", '{"error": "no upstream"}'
+STATUS = '{"kind": "Status", "message": "no"}'
+
+
 @pytest.mark.parametrize(
-    ("status", "kind", "told"),
+    ("status", "body", "kind", "told"),
     [
-        (429, TransientError, r"for now \(429\)"),
-        (500, TransientError, r"for now \(500\)"),
-        (503, TransientError, r"for now \(503\)"),
-        (0, TransientError, "no answer"),
-        (302, ConfigError, r"\(302\)"),
-        (400, ConfigError, r"\(400\): <html>out of order"),
-        (422, ConfigError, r"\(422\)"),
-        (404, ConfigError, "install Kubeflow Trainer"),
+        (408, STATUS, TransientError, r"for now \(408\)"),
+        (429, PAGE, TransientError, r"for now \(429\)"),
+        (500, STATUS, TransientError, r"for now \(500\)"),
+        (503, PAGE, TransientError, r"for now \(503\)"),
+        (0, "", TransientError, "no answer"),
+        (
+            302,
+            PAGE,
+            TransientError,
+            r"for now \(302\): that was no answer of Kubernetes: '<html>out",
+        ),
+        (400, PAGE, TransientError, "check the address, and what stands between"),
+        (403, PAGE, TransientError, r"\(403\): that was no answer of Kubernetes"),
+        (404, OTHER, TransientError, r"\(404\): that was no answer of Kubernetes"),
+        (400, STATUS, ConfigError, r"\(400\): no"),
+        (422, STATUS, ConfigError, r"\(422\): no"),
+        (403, STATUS, ForbiddenError, r"lacks the right: .*no"),
+        (404, "404 page not found\n", NotServedError, "install Kubeflow Trainer"),
+        (413, PAGE, TooLargeError, r"too large \(413\)"),
         (
             401,
+            PAGE,
             CredentialsError,
             "renew KUBERNETES_AUTH_TOKEN of the secret 'kubernetes-credentials'",
         ),
@@ -242,13 +260,14 @@ def test_tls_is_verified_against_the_bundle_of_the_environment(
 )
 def test_an_answer_that_is_none_is_an_error_of_its_kind(
     status: int,
+    body: str,
     kind: type[StepError],
     told: str,
     server: KubernetesServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster = reach(server, monkeypatch)
-    server.fail("GET", PLURAL, status)
+    server.fail("GET", PLURAL, status, body=body)
     with pytest.raises(kind, match=f"{server.url}: failed to list TrainJobs.*{told}") as raised:
         with cluster.errors("list TrainJobs"):
             trainjobs(cluster)
@@ -358,6 +377,10 @@ JOB: Object = {"template": POD | {"metadata": {"labels": STEP}}}
     ("spec", "told"),
     [
         ({"mlPolicy": {"mpi": {}}}, "is made for mpi, not for torch"),
+        (
+            {"mlPolicy": {"torch": {"elasticPolicy": {"minNodes": 1, "maxNodes": 8}}}},
+            "elasticPolicy lets the number of nodes change",
+        ),
         (
             {"template": {"spec": {"replicatedJobs": [{"name": "launcher", **JOB}]}}},
             r"no replicated job 'node' .*\(there are: launcher\)",
@@ -476,8 +499,9 @@ def test_without_trainer_the_cluster_is_told_to_lack_it(
 ) -> None:
     with KubernetesServer(kinds({})[3:], token=TOKEN) as server:
         cluster = reach(server, monkeypatch)
-        with pytest.raises(ConfigError, match=r"install Kubeflow Trainer 2.1 or later"):
+        with pytest.raises(NotServedError, match=r"install Kubeflow Trainer 2.1 or later") as told:
             find(cluster)
+        assert told.value.exit_code == ConfigError.exit_code
 
 
 @pytest.mark.parametrize(

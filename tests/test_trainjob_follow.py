@@ -305,13 +305,49 @@ def test_a_credential_that_ends_leaves_the_job_to_the_next_attempt(here: Here, s
     assert here.api.created("trainjobs") == 1
 
 
-def test_an_answer_that_is_none_of_a_cluster_tells_that_the_job_goes_on(here: Here) -> None:
-    step, _ = here.running()
-    here.api.fail("GET", "/trainjobs?fieldSelector", 404)  # as by what stands in between
-    error = end_of(step)
-    assert isinstance(error, ConfigError)
-    assert "goes on without this step; the next attempt attaches to it" in str(error)
-    assert here.trainer.has_job()
+PAGE, OTHER = "<html>out of order</html>", '{"error": "no upstream"}'
+IN_BETWEEN = [
+    *((status, PAGE) for status in (200, 302, 400, 403, 404, 408, 502, 503, 504)),
+    *((status, OTHER) for status in (200, 400, 403, 404, 502)),
+    (404, "404 page not found\n"),
+]
+"""What proxies and load balancers answer in place of an API server."""
+
+
+@pytest.mark.parametrize(("status", "body"), IN_BETWEEN)
+def test_what_is_answered_in_the_place_of_a_cluster_ends_no_training(
+    here: Here, status: int, body: str
+) -> None:
+    if body != "404 page not found\n":  # whoever submits is told at once that there is no Trainer
+        here.api.fail("POST", "/trainjobs", status, body=body)
+        here.api.fail("GET", "/trainjobs?fieldSelector", status, body=body)
+    step, (pod,) = here.running()
+    here.trainer.log(pod, "before")
+    here.heard.wait_for("| before")
+    for part in ("/trainjobs?fieldSelector", "/trainjobs?watch", "/pods?", "/log?"):
+        here.api.fail("GET", part, status, 2, body)
+    logs = here.api.asked("GET", "/log?")
+    here.api.cut()
+    here.api.wait_for(lambda: here.api.asked("GET", "/log?") >= logs + 3)
+    here.trainer.log(pod, "after")
+    here.heard.wait_for("the cluster answers again")
+    here.trainer.end(pod, 0)
+    here.trainer.complete()
+    step.result(60)
+    assert here.heard.worker == ["before", "after"]
+    assert here.api.created("trainjobs") == 1
+
+
+def test_a_job_in_a_queue_that_cannot_be_read_is_followed_all_the_same(here: Here) -> None:
+    here.api.fail("GET", "/workloads", 200, 1000)
+    here.api.fail("GET", "/workloads", 200, 1000, OTHER)
+    step = here.follow()
+    here.trainer.submitted()
+    here.trainer.suspend(suspended=True)
+    here.heard.wait_for("suspended: not by Kueue")
+    here.trainer.suspend(suspended=False)
+    here.trainer.complete()
+    step.result(60)
 
 
 def test_a_job_that_is_deleted_by_hand_is_made_anew_by_the_next_attempt(here: Here) -> None:
@@ -689,6 +725,17 @@ def test_lines_are_told_once_each_over_connections_that_break(here: Here) -> Non
         for line in ("same", "same", f"line {second}", f"half {second} whole")
     ]
     assert here.api.asked("GET", "sinceTime=") >= 4
+
+
+def test_a_job_that_ends_while_its_log_cannot_be_read_has_its_last_lines_told(here: Here) -> None:
+    here.api.fail("GET", "/log?", 503, 1, **{"Retry-After": "600"})
+    step, (pod,) = here.running()
+    here.api.wait_for(lambda: here.api.asked("GET", "/log?"))
+    here.trainer.log(pod, "the last")
+    here.trainer.end(pod, 0)
+    here.trainer.complete()
+    step.result(60)
+    assert here.heard.worker == ["the last"]
 
 
 def test_lines_are_told_once_each_over_restarts_and_new_pods(here: Here) -> None:

@@ -81,13 +81,13 @@ def run_in(folder: Path, **bound: Any) -> Run:
     return Run(Bound.model_validate(given | bound), fingerprint="f" * 64)
 
 
-def job_of(run: Run, base: Path | None = None, **params: Any) -> Job:
+def job_of(run: Run, base: Path | None = None, rows: int = 10, **params: Any) -> Job:
     root = run.workspace.root
     return Job(
         params=TrainParams.model_validate(params),
         base=base or root.parent.parent / "cache" / "model",
         tokens=root / "tokens" / "train.jsonl",
-        rows=10,
+        rows=rows,
         checkpoints=root / "checkpoints",
         curve=root / "training" / "curve.jsonl",
     )
@@ -174,30 +174,6 @@ def test_only_the_newer_shape_carries_the_security_context(tmp_path: Path) -> No
 
 # What it says
 
-CHANGES: dict[str, tuple[Any, str]] = {
-    "workers": (3, "spec.trainer.numNodes"),
-    "gpu": (2, "spec.trainer.resourcesPerNode.limits.nvidia.com/gpu"),
-    "cpu": ("500m", "spec.trainer.resourcesPerNode.requests.cpu"),
-    "memory": ("100Gi", "spec.trainer.resourcesPerNode.limits.memory"),
-    "num_procs": ("1", "spec.trainer.numProcPerNode"),
-    "labels": ("a=b", "metadata.labels.a"),
-    "annotations": ("a=b", "metadata.annotations.a"),
-    "queue": ("gpus", "metadata.labels.kueue.x-k8s.io/queue-name"),
-    "gpu_resource": ("amd.com/gpu", "spec.trainer.resourcesPerNode.limits.amd.com/gpu"),
-    "env_vars": ("A=1,B=2", "env.A"),
-    "node_selector": ("zone=a", "pod.nodeSelector.zone"),
-    "tolerations": ([{"key": "gpu"}], "pod.tolerations"),
-    "shm_size": ("1Gi", "volume.sft-shm.emptyDir.sizeLimit"),
-}
-"""Value of a parameter that is not its default, and the place of the object that says so."""
-
-
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """All places of the object that have a value of their own."""
-    if isinstance(value, dict):
-        return {k: v for key, each in value.items() for k, v in flat(each, f"{path}.{key}").items()}
-    return {path.lstrip("."): value}
-
 
 @pytest.mark.parametrize("api", ["v2.1", "v2.2"])
 def test_a_deadline_is_kept_by_who_follows_the_job_not_by_the_trainer(
@@ -206,27 +182,6 @@ def test_a_deadline_is_kept_by_who_follows_the_job_not_by_the_trainer(
     """So time without nodes does not count, and a longer one attaches to the job that runs."""
     assert made(tmp_path, api, deadline="2h") == made(tmp_path, api, deadline="3h")
     assert manifest.deadline(TrainParams(deadline="2h")) == 7200
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_each_parameter_changes_the_object_where_it_should(name: str, tmp_path: Path) -> None:
-    value, place = CHANGES[name]
-    assert value != TrainParams.model_fields[name].default
-    # One process of two GPUs is no default, one of one is.
-    others: dict[str, Any] = {"gpu": 2} if name == "num_procs" else {}
-
-    def places(job: dict[str, Any]) -> dict[str, Any]:
-        pod = pod_of(job)["spec"]
-        volumes = {each["name"]: each for each in pod["volumes"]}
-        more = {"env": variables(job), "pod": pod, "volume": volumes}
-        return flat(job | more)
-
-    before, after = (
-        places(made(tmp_path, **others)),
-        places(made(tmp_path, **others, **{name: value})),
-    )
-    assert place in after
-    assert before.get(place) != after[place]
 
 
 def test_resources_are_asked_for_as_they_are_limited(tmp_path: Path) -> None:

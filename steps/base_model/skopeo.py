@@ -33,6 +33,7 @@ _SECRET = f"the secret {PULL_SECRET.name!r} (key {PULL_SECRET.keys[0]})"
 _ARCHITECTURE = "amd64"
 # Weights hardly compress, and what is around them is small: more than this is no model.
 _MOST_TIMES, _MOST_BESIDE = 20, 256 << 20
+_LARGEST_CONFIG = 8 << 20  # and the manifest; skopeo takes no larger ones
 _LOOKS_EVERY = 0.5
 
 # What skopeo 1.9 to 1.20 and the registries behind it write to standard error.
@@ -83,34 +84,64 @@ def copy_layers(image: str, pull_secret: str, folder: Path) -> list[Path]:
         if "manifests" in manifest:
             image = f"{image.rpartition('@')[0]}@{_chosen(manifest['manifests'])}"
             manifest = json.loads(_manifest(image, pull_secret))
-        compressed = sum(layer["size"] for layer in manifest["layers"])
+        told = sum(layer["size"] for layer in manifest["layers"])
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise DataError(
             f"oci://{image}: its manifest is none of an image with layers ({error!r}); give the name "
             "of an image that holds a model"
         ) from error
     free = shutil.disk_usage(folder).free
-    if 2 * compressed > free:  # the layers lie beside the model until it is whole
+    if 2 * told > free:  # the layers lie beside what becomes of them until that is whole
         raise VolumeError(
-            f"{folder}: the layers of oci://{image} take {size(compressed)}, and the model as much "
+            f"{folder}: the layers of oci://{image} take {size(told)}, and the model as much "
             f"again, and the volume has {size(free)} left: free or enlarge the volume, then run the "
             "same command"
         )
-    # The `dir` transport takes apart every compression (zstd too) and keeps what is uncompressed.
+    fetched, plain = folder / "fetched", folder / "plain"
+    for each in (fetched, plain):
+        each.mkdir()
+    problem = f"its layers are larger than the {size(told)} that its manifest tells; refused"
     _run(
-        "copy",
-        pull_secret,
-        "--dest-decompress",
-        f"docker://{image}",
-        f"dir:{folder}",
-        watch=partial(_refuse_bomb, image, folder, compressed),
+        *("copy", image, pull_secret, f"docker://{image}", f"dir:{fetched}"),
+        watch=partial(_refuse_over, told + _LARGEST_CONFIG, fetched, f"oci://{image}: {problem}"),
     )
-    copied = json.loads((folder / "manifest.json").read_bytes())
-    return [folder / layer["digest"].partition(":")[2] for layer in copied["layers"]]
+    layers = _layers(fetched)
+    if all(map(_is_tar, layers)):
+        return layers
+    _unpack(image, fetched, plain, sum(layer.stat().st_size for layer in layers))
+    shutil.rmtree(fetched)
+    return _layers(plain)
+
+
+def _unpack(image: str, fetched: Path, plain: Path, compressed: int) -> None:
+    """Take the layers out of whatever compresses them (zstd too), which the `dir` transport can."""
+    most = _MOST_TIMES * compressed + _MOST_BESIDE
+    problem = (
+        f"oci://{image}: its layers, {size(compressed)} as they came, unpack to more than {size(most)}, "
+        "as no model's do; refused"
+    )
+    try:
+        _run(
+            *("copy", image, "", "--dest-decompress", f"dir:{fetched}", f"dir:{plain}"),
+            watch=partial(_refuse_over, most, plain, problem),
+        )
+    except TransientError as error:  # no registry has part in it
+        raise DataError(f"{error}: a layer cannot be unpacked; push the image anew") from error
+
+
+def _layers(folder: Path) -> list[Path]:
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    return [folder / layer["digest"].partition(":")[2] for layer in manifest["layers"]]
+
+
+def _is_tar(layer: Path) -> bool:
+    with layer.open("rb") as file:
+        file.seek(257)
+        return file.read(5) == b"ustar"
 
 
 def _manifest(image: str, pull_secret: str) -> bytes:
-    return _run("inspect", pull_secret, "--raw", f"docker://{image}", timeout="2m")
+    return _run("inspect", image, pull_secret, "--raw", f"docker://{image}", timeout="2m")
 
 
 def _chosen(images: list[dict[str, Any]]) -> str:
@@ -123,21 +154,19 @@ def _chosen(images: list[dict[str, Any]]) -> str:
     return digest
 
 
-def _refuse_bomb(image: str, folder: Path, compressed: int) -> None:
-    """Raise DataError where the layers have become more than those of a model ever do."""
-    found, most = 0, _MOST_TIMES * compressed + _MOST_BESIDE
+def _refuse_over(most: int, folder: Path, problem: str) -> None:
+    """Raise DataError where more than so many bytes have come into the folder."""
+    found = 0
     for entry in os.scandir(folder):
         with contextlib.suppress(FileNotFoundError):  # skopeo renames what is whole
             found += entry.stat().st_size
     if found > most:
-        raise DataError(
-            f"oci://{image}: its layers, {size(compressed)} in the registry, unpack to more than "
-            f"{size(most)}, as no model's do; refused"
-        )
+        raise DataError(problem)
 
 
 def _run(
     command: str,
+    image: str,
     pull_secret: str,
     *arguments: str,
     timeout: str = "0",
@@ -157,9 +186,7 @@ def _run(
                 "skopeo, dnf install skopeo, brew install skopeo) or use the train image"
             ) from error
     if done.returncode:
-        image = next(argument for argument in arguments if argument.startswith("docker://"))
-        told = done.stderr.decode(errors="replace")
-        raise _error(image.replace("docker://", "oci://"), told)
+        raise _error(f"oci://{image}", done.stderr.decode(errors="replace"))
     return done.stdout
 
 

@@ -206,9 +206,17 @@ class KubernetesServer:
             self._containers[namespace, pod][-1].ended = True
             self.changed.notify_all()
 
-    def fail(self, method: str, part: str, status: int, times: int = 1, **headers: str) -> None:
-        """Answer the next requests whose target has `part` with this status; 0 drops them."""
-        self._failures.append([method, part, status, times, headers])
+    def fail(
+        self,
+        method: str,
+        part: str,
+        status: int,
+        times: int = 1,
+        body: str = "<html>out of order</html>",
+        **headers: str,
+    ) -> None:
+        """Answer the next requests whose target has `part` so; a status of 0 drops them."""
+        self._failures.append([method, part, status, times, headers, body])
 
     def overload(self, method: str, part: str, seconds: int) -> Overload:
         """Answer 429 to the next such request, and to all that do not wait as long as it says."""
@@ -217,7 +225,7 @@ class KubernetesServer:
 
     def lose(self, method: str, part: str) -> None:
         """Do what the next such request asks, and drop it without an answer."""
-        self._failures.append([method, part, -1, 1, {}])
+        self._failures.append([method, part, -1, 1])
 
     def forget(self) -> None:
         """Forget all changes so far: a watch from before is told 410, an open one too."""
@@ -265,7 +273,7 @@ class KubernetesServer:
                     if not failure[2]:
                         raise ConnectionAbortedError
                     told = {name.replace("_", "-"): value for name, value in failure[4].items()}
-                    raise Refusal(failure[2], "", "<html>out of order</html>", told)
+                    raise Refusal(failure[2], "", failure[5], told)
             found = PATH.fullmatch(parts.path)
             kind = found and self._known(found)
             if not found or not kind:
@@ -696,8 +704,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        kind = "application/json" if content.startswith("{") else "text/plain"
-        self.send_header("Content-Type", kind)
+        kinds = {"{": "application/json", "<": "text/html"}
+        self.send_header("Content-Type", kinds.get(content[:1], "text/plain"))
         self.send_header("Content-Length", str(len(content.encode())))
         self.end_headers()
         self.wfile.write(content.encode())

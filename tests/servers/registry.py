@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 _MEDIA = "application/vnd.oci.image"
+GZIP = b"\x1f\x8b"
 USER, PASSWORD = "somebody", "correct-horse-battery"
 
 Layer = Mapping[str, str]
@@ -46,10 +47,13 @@ def tar(layer: Layer, more: Iterable[tarfile.TarInfo] = ()) -> bytes:
     return written.getvalue()
 
 
-def write_image(folder: Path, layers: Iterable[bytes], index_for: str = "") -> str:
+def write_image(
+    folder: Path, layers: Iterable[bytes], index_for: str = "", *, plain: bool = False
+) -> str:
     """Write an image of these tars in the OCI layout, and return the digest of its manifest.
 
-    With an architecture it is the one image of an index, and that digest is returned.
+    With an architecture it is the one image of an index, and that digest is returned. What is
+    compressed already stays as it is, and with `plain` all does.
 
     https://github.com/opencontainers/image-spec/blob/main/image-layout.md
     """
@@ -74,7 +78,13 @@ def write_image(folder: Path, layers: Iterable[bytes], index_for: str = "") -> s
         "schemaVersion": 2,
         "mediaType": f"{_MEDIA}.manifest.v1+json",
         "config": blob(json.dumps(config).encode(), "config.v1+json"),
-        "layers": [blob(gzip.compress(content, mtime=0), "layer.v1.tar+gzip") for content in tars],
+        "layers": [
+            blob(
+                content if plain or content.startswith(GZIP) else gzip.compress(content, mtime=0),
+                "layer.v1.tar" if plain else "layer.v1.tar+gzip",
+            )
+            for content in tars
+        ],
     }
     entry = blob(json.dumps(manifest).encode(), "manifest.v1+json")
     if index_for:
@@ -119,7 +129,7 @@ class Registry:
         """Put an image of these tars there under `name:tag`, and return its digest."""
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             layout, digest = Path(scratch, "layout"), Path(scratch, "digest")
-            write_image(layout, layers, index_for)
+            write_image(layout, layers, index_for, plain="--preserve-digests" in options)
             options = (*options, "--all") if index_for else options
             given = ("--dest-tls-verify=false", f"--dest-creds={USER}:{PASSWORD}", *options)
             images = (f"oci:{layout}", f"docker://{self.host}/{name}")

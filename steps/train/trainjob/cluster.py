@@ -22,6 +22,7 @@ from steps.errors import (
     CredentialsError,
     ExistsError,
     ForbiddenError,
+    NotServedError,
     NotThereError,
     StepError,
     TooLargeError,
@@ -38,6 +39,7 @@ _POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _KUBECONFIG = "~/.kube/config"
 # Of the API server's store, which answers 500: asking again changes nothing.
 _TOO_LARGE = ("etcdserver: request is too large", "trying to send message larger than max")
+_NOT_SERVED = "404 page not found"  # all that it says of a path that it does not know
 _LONGEST_TEXT = 500  # a proxy's error page says no more in the rest
 
 # Of the client only some is typed.
@@ -69,6 +71,12 @@ class Cluster:
                 "check the address and the network"
             ) from error
 
+    def checked(self, doing: str, answer: object) -> dict[str, Any]:
+        """The object or list that Kubernetes answered; TransientError where something in between did."""
+        if isinstance(answer, dict) and isinstance(answer.get("metadata"), dict):
+            return answer
+        raise _in_between(f"{self.where}: failed to {doing} for now", str(answer))
+
     def _refused(self, doing: str, error: client.ApiException) -> StepError:
         status, (words, is_status) = int(error.status or 0), _words(error)
         failed = f"{self.where}: failed to {doing}"
@@ -83,6 +91,17 @@ class Cluster:
             return CredentialsError(
                 f"{failed}: not logged in (401): renew {self.credential}, then run the same command"
             )
+        if status == 413 or any(text in words for text in _TOO_LARGE):
+            return TooLargeError(f"{failed}: what was sent is too large ({status}): {words}")
+        if status in (408, 429) or status >= 500:
+            return TransientError(f"{failed} for now ({status}): {words}")
+        if status == 404 and words == _NOT_SERVED:
+            return NotServedError(
+                f"{failed}: the API server does not know the resource: install Kubeflow Trainer 2.1 "
+                "or later there, or choose another cluster"
+            )
+        if not is_status:
+            return _in_between(f"{failed} for now ({status})", words)
         if status == 403 and "exceeded quota" in words:
             return TransientError(f"{failed} for now: {words}; free or raise the quota")
         if status == 403 and "denied the request" not in words:  # those are of admission webhooks
@@ -90,19 +109,10 @@ class Cluster:
                 f"{failed}: not allowed (403): {self.credential} lacks the right: bind it to a Role "
                 f"that has it; the server says: {words}"
             )
-        if status == 404 and not is_status:
-            return ConfigError(
-                f"{failed}: the API server does not know the resource: install Kubeflow Trainer 2.1 "
-                "or later there, or choose another cluster"
-            )
         if status == 404:
             return NotThereError(f"{failed}: {words}")
         if status == 409:
             return ExistsError(f"{failed}: {words}")
-        if status == 413 or any(text in words for text in _TOO_LARGE):
-            return TooLargeError(f"{failed}: what was sent is too large ({status}): {words}")
-        if status == 429 or status >= 500:
-            return TransientError(f"{failed} for now ({status}): {words}")
         return ConfigError(f"{failed} ({status}): {words}")
 
 
@@ -226,6 +236,13 @@ def _namespace_of_pod() -> str:
     raise ConfigError(
         "--namespace is not given, and this is no pod that has one: say in which namespace of the "
         "cluster the TrainJob shall run"
+    )
+
+
+def _in_between(failed: str, words: str) -> TransientError:
+    return TransientError(
+        f"{failed}: that was no answer of Kubernetes: {words[:_LONGEST_TEXT]!r}; check the address, and "
+        "what stands between"
     )
 
 

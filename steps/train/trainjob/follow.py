@@ -234,7 +234,7 @@ class _Following:
     def _tell_obstacles(self, phase: str, pods: list[Object] | None) -> None:
         found: list[Obstacle] = []
         if phase == "suspended":
-            found.append(self._patience.ask(lambda: obstacles.of_queue(self.cluster, self.job)))
+            found.append(obstacles.of_queue(self.cluster, self.job))
         found += obstacles.of_pods(pods or ())
         found += (
             self._allowed(

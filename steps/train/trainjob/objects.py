@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import urllib3
 from kubernetes import client
 
-from steps.errors import ExistsError, NotThereError, TooLargeError, TransientError
+from steps.errors import ExistsError, NotThereError, StepError, TooLargeError
 from steps.train.trainjob.cluster import TIMEOUT, Cluster
 from steps.train.trainjob.manifest import GROUP, NODE, PLURAL, VERSION, Object
 
@@ -23,7 +23,7 @@ _SILENCE = 60  # seconds without a line, after which a log's connection may be d
 def find(cluster: Cluster, name: str) -> tuple[Object | None, str]:
     """The TrainJob, if it is there, and the version from which `wait_for_change` goes on."""
     # A list's version is the present one; that of an object which has long not changed is forgotten.
-    found = _get(
+    found = get(
         cluster, f"get TrainJob {name}", _trainjobs(cluster), fieldSelector=f"metadata.name={name}"
     )
     items = found["items"]
@@ -54,7 +54,7 @@ def create(cluster: Cluster, manifest: Mapping[str, Any], *, dry: bool = False) 
     doing = f"{'try out' if dry else 'create'} TrainJob {manifest['metadata']['name']}"
     try:
         with cluster.errors(doing):
-            made: Object = api.create_namespaced_custom_object(
+            made = api.create_namespaced_custom_object(
                 GROUP,
                 VERSION,
                 cluster.namespace,
@@ -66,7 +66,7 @@ def create(cluster: Cluster, manifest: Mapping[str, Any], *, dry: bool = False) 
             )
     except TooLargeError as error:
         raise TooLargeError(f"{error}; {_weights(manifest)}") from error
-    return made
+    return cluster.checked(doing, made)
 
 
 def _weights(manifest: Mapping[str, Any]) -> str:
@@ -90,8 +90,9 @@ def delete(cluster: Cluster, job: Object) -> None:
     api: Any = client.CustomObjectsApi(cluster.api)
     options = {"propagationPolicy": "Foreground", "preconditions": {"uid": metadata["uid"]}}
     gone = (NotThereError, ExistsError)  # the latter where there is another one of that name
-    with contextlib.suppress(*gone), cluster.errors(f"delete TrainJob {metadata['name']}"):
-        api.delete_namespaced_custom_object(
+    doing = f"delete TrainJob {metadata['name']}"
+    with contextlib.suppress(*gone), cluster.errors(doing):
+        answer = api.delete_namespaced_custom_object(
             GROUP,
             VERSION,
             cluster.namespace,
@@ -100,6 +101,7 @@ def delete(cluster: Cluster, job: Object) -> None:
             body=options,
             _request_timeout=TIMEOUT,
         )
+        cluster.checked(doing, answer)
 
 
 def pods(cluster: Cluster, job: Object) -> list[Object]:
@@ -111,7 +113,7 @@ def pods(cluster: Cluster, job: Object) -> list[Object]:
 
 def pods_of(cluster: Cluster, name: str) -> list[Object]:
     """The workers of all jobs of that name, deleted ones too."""
-    found = _get(
+    found = get(
         cluster,
         f"list pods of TrainJob {name}",
         f"/api/v1/namespaces/{cluster.namespace}/pods",
@@ -128,7 +130,7 @@ def rank(pod: Object) -> int:
 
 def events(cluster: Cluster, job: Object, name: str) -> list[Object]:
     """The warnings about the object of that name since the job was created."""
-    found = _get(
+    found = get(
         cluster,
         f"list events of TrainJob {job['metadata']['name']}",
         f"/api/v1/namespaces/{cluster.namespace}/events",
@@ -142,13 +144,13 @@ def events(cluster: Cluster, job: Object, name: str) -> list[Object]:
 
 
 def workload(cluster: Cluster, job: Object) -> Object | None:
-    """What Kueue made of the job to queue it, where there is a Kueue, and it may be read."""
+    """What Kueue made of the job to queue it, where there is a Kueue, and it can be read."""
     for api in _WORKLOADS:
         path = f"/apis/{api}/namespaces/{cluster.namespace}/workloads"
-        query = {"labelSelector": f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"}
-        with cluster.errors("list workloads"), contextlib.suppress(client.ApiException):
-            with _raw(cluster, path, query) as answer:
-                return next(iter(json.loads(answer.read())["items"]), None)
+        mark = f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"
+        with contextlib.suppress(StepError):  # without it less is told, and no more
+            found = get(cluster, "list workloads", path, labelSelector=mark)
+            return next(iter(found["items"]), None)
     return None
 
 
@@ -186,16 +188,15 @@ def _last_seen(event: Object) -> datetime:
     return time_of(known) if known else _created(event)
 
 
-def _get(cluster: Cluster, doing: str, path: str, **query: str) -> Object:
+def get(cluster: Cluster, doing: str, path: str, **query: str) -> Object:
+    """The object or list at that path of the API; `doing` as `Cluster.errors` has it."""
     with _answer(cluster, doing, path, query) as answer:
-        text = answer.read()
+        text = answer.read().decode(errors="replace")
     try:
-        found: Object = json.loads(text)
-    except ValueError as error:  # a page of something in between
-        raise TransientError(
-            f"{cluster.where}: failed to {doing}: that was no answer of Kubernetes: {text[:200]!r}"
-        ) from error
-    return found
+        found = json.loads(text)
+    except ValueError:
+        found = text
+    return cluster.checked(doing, found)
 
 
 @contextlib.contextmanager
@@ -232,6 +233,8 @@ def _raw(
         timeout=urllib3.Timeout(connect=timeout[0], read=timeout[1]),
     )
     with answer:
-        if not 200 <= answer.status < 300 and answer.status not in fine:
+        # A log is plain text, all else JSON: a page is of something in between.
+        is_page = "html" in answer.headers.get("Content-Type", "")
+        if is_page or (not 200 <= answer.status < 300 and answer.status not in fine):
             raise client.ApiException(http_resp=answer)
         yield answer

@@ -59,17 +59,10 @@ def shape(cluster: Cluster, params: TrainParams, rendered: Callable[[Api], Objec
     """
     if params.trainer_api != "auto":
         return params.trainer_api
-    api: Any = client.CustomObjectsApi(cluster.api)
     name = f"{PLURAL}.{GROUP}"
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
     try:
-        with cluster.errors(f"get CustomResourceDefinition {name}"):
-            definition = api.get_cluster_custom_object(
-                "apiextensions.k8s.io",
-                "v1",
-                "customresourcedefinitions",
-                name,
-                _request_timeout=TIMEOUT,
-            )
+        definition = objects.get(cluster, f"get CustomResourceDefinition {name}", path)
     except ForbiddenError:
         return _by_dry_run(cluster, rendered)
     for version in definition["spec"]["versions"]:
@@ -91,47 +84,47 @@ def owner(cluster: Cluster, run: Run) -> Object | None:
     pod = os.environ.get("POD_NAME") or os.environ.get("HOSTNAME", "")
     if not run.bound.run_uid or not pod:
         return None
-    api: Any = client.CoreV1Api(cluster.api)
+    path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}"
     try:
-        with cluster.errors(f"get Pod {pod}"):
-            found = api.read_namespaced_pod(pod, cluster.namespace, _request_timeout=TIMEOUT)
+        found = objects.get(cluster, f"get Pod {pod}", path)
     except TransientError:
         raise  # without an owner the TrainJob would outlive its run; who asks again learns it
     except StepError as error:
         log.warning("the TrainJob will not be deleted with its run: %s", error)
         return None
-    for reference in found.metadata.owner_references or []:
-        if reference.uid == run.bound.run_uid:
-            return {
-                "apiVersion": reference.api_version,
-                "kind": reference.kind,
-                "name": reference.name,
-                "uid": reference.uid,
-            }
+    for reference in found["metadata"].get("ownerReferences", []):
+        if reference["uid"] == run.bound.run_uid:
+            return {key: reference[key] for key in ("apiVersion", "kind", "name", "uid")}
     return None
 
 
 def _list(cluster: Cluster, kind: str) -> list[Object]:
     api: Any = client.CustomObjectsApi(cluster.api)
-    plural = f"{kind.lower()}s"
-    with cluster.errors(f"list {kind}s"):
+    plural, doing = f"{kind.lower()}s", f"list {kind}s"
+    with cluster.errors(doing):
         if kind.startswith("Cluster"):
             found = api.list_cluster_custom_object(GROUP, VERSION, plural, _request_timeout=TIMEOUT)
         else:
             found = api.list_namespaced_custom_object(
                 GROUP, VERSION, cluster.namespace, plural, _request_timeout=TIMEOUT
             )
-    items: list[Object] = found["items"]
+    items: list[Object] = cluster.checked(doing, found)["items"]
     return items
 
 
 def _check(runtime: Object, where: str) -> None:
     """Raise ConfigError for a runtime whose pods are not one group of training nodes."""
     spec = runtime["spec"]
-    policies = [policy for policy in _POLICIES if policy in (spec.get("mlPolicy") or {})]
+    found = spec.get("mlPolicy") or {}
+    policies = [policy for policy in _POLICIES if policy in found]
     if policies:
         raise ConfigError(
             f"{where}: is made for {policies[0]}, not for torch: choose another --runtime"
+        )
+    if "elasticPolicy" in (found.get("torch") or {}):
+        raise ConfigError(
+            f"{where}: mlPolicy.torch.elasticPolicy lets the number of nodes change, and a training "
+            "here has as many as --workers says: choose another --runtime, or take it out"
         )
     jobs = spec["template"]["spec"].get("replicatedJobs", [])
     names = [job["name"] for job in jobs]

@@ -106,6 +106,7 @@ class WorkerLog:
         self._pod, self._restarts, self._lines = "", 0, Lines()
         self._done: list[str] = []
         self._open: urllib3.BaseHTTPResponse | None = None
+        self._wait = pace.first_wait
         self._finishing, self._stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="worker log", daemon=True)
 
@@ -125,6 +126,7 @@ class WorkerLog:
     def stop(self) -> None:
         """End at once."""
         self._stopped.set()
+        self._finishing.set()
         answer = self._open
         if answer is not None:
             with contextlib.suppress(OSError, RuntimeError, ValueError):
@@ -134,7 +136,6 @@ class WorkerLog:
             self._leave_bookmark()
 
     def _run(self) -> None:
-        wait = self._pace.first_wait
         while not self._stopped.is_set():
             try:
                 busy = self._read()
@@ -145,16 +146,20 @@ class WorkerLog:
                 return  # whoever follows the job meets the same, and tells it
             except TransientError as error:
                 log.debug("%s", error)
-                self._stopped.wait(max(wait, retry_after(error)))
-                wait = min(2 * wait, self._pace.longest_wait)
+                self._pause(max(self._wait, retry_after(error)))
+                self._wait = min(2 * self._wait, self._pace.longest_wait)
                 continue
             except StepError as error:
                 log.warning("%s; the workers' log is not shown, the training goes on", error)
                 return
             if self._finishing.is_set() and not busy:
                 return
-            wait = self._pace.first_wait
-            self._stopped.wait(wait if busy else self._pace.look)
+            self._pause(self._pace.first_wait if busy else self._pace.look)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait so long, or but a moment where the job has ended: its last lines are still to be told."""
+        if self._finishing.wait(seconds):
+            self._stopped.wait(self._pace.first_wait)
 
     def _read(self) -> bool:
         """Tell all that there is, as long as it lasts; whether more may come."""
@@ -202,7 +207,7 @@ class WorkerLog:
         if self._lines.since:
             asked["sinceTime"] = self._lines.since.isoformat()
         with objects.log(self._cluster, pod, timestamps="true", **asked) as answer:
-            self._open = answer
+            self._open, self._wait = answer, self._pace.first_wait
             self._lines.begin()
             try:
                 for piece in answer.stream(decode_content=False):
