@@ -490,11 +490,12 @@ def test_a_job_that_may_not_be_deleted_is_told_with_the_command_that_does(
     assert f"kubectl delete trainjob {trainer.name} -n team" in caplog.text
 
 
+@pytest.mark.parametrize("status", [503, 404, 200])
 def test_a_job_is_deleted_although_the_cluster_is_away_when_its_results_are_in_hand(
-    api: KubernetesServer, job: tuple[Job, Run]
+    api: KubernetesServer, job: tuple[Job, Run], status: int
 ) -> None:
     trainer = Trainer(api, manifest.name(job[1]))
-    api.fail("DELETE", "/trainjobs", 503, times=2)
+    api.fail("DELETE", "/trainjobs", status, times=2)
     with ThreadPoolExecutor() as pool:
         step = pool.submit(trainjob.train, *job, PACE)
         trainer.submitted()
