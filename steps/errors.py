@@ -10,7 +10,7 @@ The codes are those of sysexits.h, so a retry policy needs the number alone::
     │   └── ExistsError           65  it has one of that name
     ├── VolumeError               74  the volume is full, read-only or broken
     ├── TransientError            75  something outside does not answer; the only one retried
-    │   └── NotServedError        78  a cluster does not know such objects, or what is before it says so
+    │   └── NotServedError        75  a cluster does not know such objects, or what is before it says so
     ├── CredentialsError          77  a credential is missing or refused
     │   └── ForbiddenError        77  known to the cluster, but without the right
     └── ConfigError               78  the surroundings are set up wrongly
@@ -71,12 +71,7 @@ class TransientError(StepError):
 
 
 class NotServedError(TransientError):
-    """A cluster does not know objects of this kind.
-
-    Proxies say the same of a cluster that is away: whoever has seen such objects there asks again.
-    """
-
-    exit_code = os.EX_CONFIG
+    """A cluster does not know objects of this kind; some proxies say the same of one that is away."""
 
 
 class CredentialsError(StepError):

@@ -60,6 +60,11 @@ class Workspace:
         return self.root / "training" / "trainjob.json"
 
     @property
+    def train_lock(self) -> Path:
+        """Held by the train step that is at work here."""
+        return self.root / "training" / "step.lock"
+
+    @property
     def base_model(self) -> Path:
         """Which base model this run resolved to, pinned when training first looked."""
         return self.root / "training" / "base.json"

@@ -191,10 +191,15 @@ def test_an_image_that_cannot_be_had_is_told_with_its_exit_code(
     assert "Traceback" not in refused.stderr
 
 
-def test_a_registry_that_does_not_answer_is_a_failure_that_may_pass(fetch: Fetch) -> None:
-    failed = fetch("oci://registry.invalid/acme/tiny:1", "--check")
-    assert failed.returncode == 75
-    assert "oci://registry.invalid/acme/tiny:1" in failed.stderr
+@pytest.mark.parametrize(
+    "name", ["acme/tiny:1", "acme/unauthorized:404", f"x509@sha256:{'404' * 21}0"]
+)
+def test_a_registry_that_does_not_answer_is_a_failure_that_may_pass(
+    fetch: Fetch, name: str
+) -> None:
+    failed = fetch(f"oci://registry.invalid/{name}", "--check")
+    assert failed.returncode == 75, failed.stderr
+    assert f"oci://registry.invalid/{name}" in failed.stderr
 
 
 def test_an_image_without_a_whole_model_is_not_put_into_the_cache(
@@ -300,6 +305,22 @@ def test_sizes_that_a_manifest_lies_about_are_not_believed(
     assert refused.returncode == 65, refused.stderr
     assert re.search(problem, refused.stderr), refused.stderr
     assert cached(tmp_path) == []
+
+
+def test_a_policy_that_knows_registries_alone_is_kept(
+    registry: Registry, fetch: Fetch, tmp_path: Path
+) -> None:
+    registry.push("acme/policed:1", LAYERS)
+    home = tmp_path / "home"
+    shutil.copytree(registry.folder / ".config", home / ".config")
+    policy: dict[str, Any] = {"default": [{"type": "reject"}]}
+    (home / ".config" / "containers" / "policy.json").write_text(json.dumps(policy))
+    refused = fetch("acme/policed:1", HOME=str(home))
+    assert refused.returncode == 78, refused.stderr
+    policy["transports"] = {"docker": {registry.host: [{"type": "insecureAcceptAnything"}]}}
+    (home / ".config" / "containers" / "policy.json").write_text(json.dumps(policy))
+    done = fetch("acme/policed:1", HOME=str(home))
+    assert done.returncode == 0, done.stderr
 
 
 def test_layers_that_are_not_compressed_are_taken_as_they_are(

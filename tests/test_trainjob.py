@@ -19,7 +19,7 @@ from steps.params import Bound
 from steps.train import trainjob
 from steps.train.backend import Job
 from steps.train.params import TrainParams
-from steps.train.started import Started, refuse_another
+from steps.train.started import Started, alone, refuse_another
 from steps.train.trainjob import manifest
 from steps.train.trainjob.patience import Pace
 from steps.workspace import Workspace
@@ -205,6 +205,26 @@ def test_a_folder_that_a_trainjob_may_be_at_work_in_is_not_trained_in_here(
     note_in(workspace).unlink()
     done = train(workspace, base, f"--launcher={launcher}", **unreached)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["local", "trainjob"])
+def test_a_folder_that_another_step_is_at_work_in_is_not_trained_in(
+    api: KubernetesServer, tmp_path: Path, launcher: str
+) -> None:
+    base, workspace = make_model(tmp_path / "base"), workspace_in(tmp_path)
+    own = (
+        step_of(workspace, base) if launcher == "trainjob" else [*TRAIN, f"--workspace={workspace}"]
+    )
+    with alone(Workspace(workspace)):
+        done = subprocess.run(
+            [*own, f"--model={base}", *FAST, f"--launcher={launcher}"],
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 75, done.stderr
+    assert f"{workspace}/training/step.lock: another train step is at work" in done.stderr
+    assert not api.created("trainjobs")
+    assert not (workspace / "checkpoints").exists()
 
 
 def test_a_folder_that_another_trainjob_may_be_at_work_in_gets_no_second(
@@ -470,11 +490,12 @@ def test_a_job_that_may_not_be_deleted_is_told_with_the_command_that_does(
     assert f"kubectl delete trainjob {trainer.name} -n team" in caplog.text
 
 
+@pytest.mark.parametrize("status", [503, 404, 200])
 def test_a_job_is_deleted_although_the_cluster_is_away_when_its_results_are_in_hand(
-    api: KubernetesServer, job: tuple[Job, Run]
+    api: KubernetesServer, job: tuple[Job, Run], status: int
 ) -> None:
     trainer = Trainer(api, manifest.name(job[1]))
-    api.fail("DELETE", "/trainjobs", 503, times=2)
+    api.fail("DELETE", "/trainjobs", status, times=2)
     with ThreadPoolExecutor() as pool:
         step = pool.submit(trainjob.train, *job, PACE)
         trainer.submitted()

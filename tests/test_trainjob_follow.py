@@ -318,9 +318,8 @@ IN_BETWEEN = [
 def test_what_is_answered_in_the_place_of_a_cluster_ends_no_training(
     here: Here, status: int, body: str
 ) -> None:
-    if body != "404 page not found\n":  # whoever submits is told at once that there is no Trainer
-        here.api.fail("POST", "/trainjobs", status, body=body)
-        here.api.fail("GET", "/trainjobs?fieldSelector", status, body=body)
+    here.api.fail("POST", "/trainjobs", status, body=body)
+    here.api.fail("GET", "/trainjobs?fieldSelector", status, body=body)
     step, (pod,) = here.running()
     here.trainer.log(pod, "before")
     here.heard.wait_for("| before")
@@ -727,8 +726,11 @@ def test_lines_are_told_once_each_over_connections_that_break(here: Here) -> Non
     assert here.api.asked("GET", "sinceTime=") >= 4
 
 
-def test_a_job_that_ends_while_its_log_cannot_be_read_has_its_last_lines_told(here: Here) -> None:
-    here.api.fail("GET", "/log?", 503, 1, **{"Retry-After": "600"})
+@pytest.mark.parametrize("status", [401, 503])
+def test_a_job_that_ends_while_its_log_cannot_be_read_has_its_last_lines_told(
+    here: Here, status: int
+) -> None:
+    here.api.fail("GET", "/log?", status, 1, **{"Retry-After": "600"})
     step, (pod,) = here.running()
     here.api.wait_for(lambda: here.api.asked("GET", "/log?"))
     here.trainer.log(pod, "the last")

@@ -39,13 +39,13 @@ _LOOKS_EVERY = 0.5
 # What skopeo 1.9 to 1.20 and the registries behind it write to standard error.
 _FAILURES: tuple[tuple[str, type[StepError], str], ...] = (
     (
-        r"unauthorized|authentication required|access .* denied|denied:|401|403 \(?Forbidden|"
+        r"unauthorized|authentication required|access .* denied|denied:|\b401\b|\b403 \(?Forbidden|"
         r"invalid username/password",
         CredentialsError,
         f"have a Docker config.json that may read it in {_SECRET}, and check the name",
     ),
     (
-        r"manifest unknown|name unknown|not found|404",
+        r"manifest unknown|name unknown|not found|\b404\b",
         DataError,
         "check the repository and the tag or digest",
     ),
@@ -120,9 +120,11 @@ def _unpack(image: str, fetched: Path, plain: Path, compressed: int) -> None:
         f"oci://{image}: its layers, {size(compressed)} as they came, unpack to more than {size(most)}, "
         "as no model's do; refused"
     )
+    # Whatever policy there is has let the image in; it may not know of folders.
+    options = ("--insecure-policy", "--dest-decompress")
     try:
         _run(
-            *("copy", image, "", "--dest-decompress", f"dir:{fetched}", f"dir:{plain}"),
+            *("copy", image, "", *options, f"dir:{fetched}", f"dir:{plain}"),
             watch=partial(_refuse_over, most, plain, problem),
         )
     except TransientError as error:  # no registry has part in it
@@ -216,8 +218,10 @@ def _watched(
 
 def _error(image: str, told: str) -> StepError:
     problem = _message(told)
+    # A name and a digest are anything, and digests have numbers in them.
+    words = problem.replace(image.removeprefix("oci://"), "")
     for pattern, kind, advice in _FAILURES:
-        if re.search(pattern, problem, re.IGNORECASE):
+        if re.search(pattern, words, re.IGNORECASE):
             return kind(f"{image}: {problem}; {advice}")
     return TransientError(f"{image}: {problem}; the registry may answer later")
 

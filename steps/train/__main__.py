@@ -16,6 +16,7 @@ from steps.secrets import HF_TOKEN, preferred
 from steps.tokens import read_template
 from steps.train import launcher
 from steps.train.params import PULL_SECRET, TrainParams
+from steps.train.started import alone
 from steps.train.variables import environment
 
 
@@ -70,9 +71,10 @@ def main(params: TrainParams, run: Run) -> Result:
     from steps.train.fine_tune import fine_tune
 
     launcher.refuse_what_it_cannot_serve(params)
-    launcher.choose(params).check(params, run)
-    trained = fine_tune(params, run)
     workspace = run.workspace
+    with alone(workspace):
+        launcher.choose(params).check(params, run)
+        trained = fine_tune(params, run)
     return Result(
         outputs={
             "model": Asset.of(workspace.model, workspace),

@@ -1,15 +1,21 @@
-"""The note in a run's folder that a TrainJob was started for it and not yet seen to end.
+"""What is at work in a run's folder: two trainings there would write over each other's checkpoints.
 
-A TrainJob outlives the step that sent it. Whoever trains in its folder meanwhile would write over its
-checkpoints, and it over theirs; without the way to its cluster only this note tells of it.
+A step holds a lock as long as it lives. A TrainJob outlives the step that sent it, and without the way to
+its cluster only a note in the folder tells that it was started and not yet seen to end.
 """
 
+import contextlib
+import fcntl
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from steps import files
-from steps.errors import ConfigError
+from steps.errors import ConfigError, TransientError
 from steps.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,24 @@ class Started:
     def note(self, workspace: Workspace) -> None:
         """Leave the note."""
         files.write(workspace.started, json.dumps(asdict(self)))
+
+
+@contextlib.contextmanager
+def alone(workspace: Workspace) -> Iterator[None]:
+    """Raise TransientError where another train step is at work here, on this machine or elsewhere."""
+    path = workspace.train_lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TransientError(
+                f"{path}: another train step is at work in this folder; two would write over each other's "
+                "checkpoints. Run the same command again when it has ended"
+            ) from error
+        except OSError as error:  # not every volume has locks
+            log.debug("%s: %s", path, error)
+        yield
 
 
 def refuse_another(workspace: Workspace, own: tuple[str, str] | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from steps.errors import NotServedError, TransientError
+from steps.errors import TransientError
 from steps.quantities import duration
 
 log = logging.getLogger(__name__)
@@ -46,18 +46,14 @@ class Patience:
         self._told = 0.0
 
     def ask(self, request: Callable[[], T], at_most: float | None = None) -> T:
-        """What the request gives, however long that takes; TransientError after `at_most` seconds.
-
-        Whoever does not wait for ever is told at once of a cluster that does not know such objects.
-        """
+        """What the request gives, however long that takes; TransientError after `at_most` seconds."""
         wait, begun = self._pace.first_wait, time.monotonic()
         while True:
             try:
                 answer = request()
             except TransientError as error:
                 now = time.monotonic()
-                is_late = at_most is not None and now - begun >= at_most
-                if is_late or (at_most is not None and isinstance(error, NotServedError)):
+                if at_most is not None and now - begun >= at_most:
                     raise
                 self._tell(error, now)
                 time.sleep(max(wait, retry_after(error)))

@@ -8,7 +8,14 @@ from typing import Any
 from kubernetes import client
 
 from steps.entrypoint import Run
-from steps.errors import ConfigError, ExistsError, ForbiddenError, StepError, TransientError
+from steps.errors import (
+    ConfigError,
+    ExistsError,
+    ForbiddenError,
+    NotServedError,
+    StepError,
+    TransientError,
+)
 from steps.train.params import TrainParams
 from steps.train.trainjob import objects
 from steps.train.trainjob.cluster import TIMEOUT, Cluster
@@ -34,6 +41,8 @@ def find(cluster: Cluster, params: TrainParams) -> Runtime:
     for kind in ("ClusterTrainingRuntime", "TrainingRuntime"):
         try:
             runtimes = _list(cluster, kind)
+        except NotServedError as error:  # before anything was sent there is nothing to lose
+            raise ConfigError(str(error)) from error
         except ForbiddenError as error:
             hidden = hidden or error
             log.warning("%s; looking on without", error)

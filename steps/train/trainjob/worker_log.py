@@ -142,9 +142,8 @@ class WorkerLog:
             except ForbiddenError as error:
                 log.warning("%s; the workers' log is not shown, the training goes on", error)
                 return
-            except CredentialsError:
-                return  # whoever follows the job meets the same, and tells it
-            except TransientError as error:
+            # A login that has ended is told by who follows the job; a node that knows none may know it later.
+            except (CredentialsError, TransientError) as error:
                 log.debug("%s", error)
                 self._pause(max(self._wait, retry_after(error)))
                 self._wait = min(2 * self._wait, self._pace.longest_wait)
