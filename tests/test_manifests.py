@@ -1,6 +1,7 @@
 """The rendered folder: valid to the official schemas and tools, committed as it is rendered now."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -459,6 +460,10 @@ def test_parts_of_the_folder_are_printed_as_yaml_or_json(
             ["--stdout", "--overlay=cluster", "--launcher=local", "--namespace="],
             "nothing belongs to",
         ),
+        (
+            ["--stdout", "--overlay=trainer", "--launcher=local"],
+            "--overlay trainer: with these settings there are no TrainJobs",
+        ),
         (["--stdout", "-o", "xml"], "--output: 'xml' is neither yaml nor json"),
         (["--overlay=base"], "--overlay: only with --stdout"),
         (["--settings=nowhere.yaml"], "nowhere.yaml: No such file or directory"),
@@ -498,10 +503,30 @@ def test_what_is_to_be_applied_is_told_in_its_order(
     (tmp_path / "sft.yaml").write_text(text)
     told = render("--out", "a folder").stderr
     commands = [f"kubectl apply --server-side -k 'a folder/{part}'" for part in parts]
-    first, *rest = told.splitlines()
+    first, more, alone, *rest = told.splitlines()
     assert first == f"sft: a folder is written; {', then '.join(commands)}"
+    assert more == "sft: in place of base, the same and more: overlays/hardened"
+    way = "after cluster" if "namespace" in text else "nothing but"
+    command = "kubectl apply --server-side -k 'a folder/overlays/single-node'"
+    assert alone == f"sft: on one node without a GPU, {way}: {command}"
     bound = [line for line in rest if "--serviceaccount=NAMESPACE:sft-train" in line]
     assert len(bound) == len(rest) == (text == "{}")
+    folders = {path.parent.name for path in tmp_path.glob("a folder/*/kustomization.yaml")}
+    assert folders == set(parts)
+
+
+def test_the_documented_ways_to_apply_are_among_those_that_are_told(
+    tmp_path: Path, render: Callable[..., Done]
+) -> None:
+    (tmp_path / "sft.yaml").write_bytes((ROOT / "sft.yaml").read_bytes())
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/argo.md").read_text()
+    documented = re.findall(r"^kubectl apply --server-side -k (\w+)/(\S+)", text, re.MULTILINE)
+    assert {"cluster", "trainer", "base", "overlays/single-node"} <= {
+        part for _, part in documented
+    }
+    told = render().stderr
+    for _, part in documented:
+        assert re.search(rf"[ /]{part}[,\s]", told), part
 
 
 def test_refused_settings_leave_the_folder_as_it_was(
@@ -529,7 +554,7 @@ def test_files_that_are_no_longer_rendered_go_and_those_of_others_stay(
     (made / "base/binary.yaml").write_bytes(b"\xff\xfe")
     (tmp_path / "sft.yaml").write_text("{}")
     assert render("--out", "made").returncode == 0
-    assert not list(made.rglob("*schedule*/*.yaml"))
+    assert not list(made.rglob("*schedule*"))
     assert (made / "base/mine.yaml").exists()
     assert (made / "base/binary.yaml").exists()
 

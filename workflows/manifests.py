@@ -1,7 +1,7 @@
 """The folder that `kubectl apply -k` takes: what is in which file.
 
 cluster/                 what only an administrator may apply
-trainer/                 the same, for TrainJobs: the runtime that they refer to
+trainer/                 the same, where training runs in TrainJobs: the runtime that they refer to
 base/                    the template, its claim, its service accounts
 components/schedule      runs by the clock
 components/events        runs that events start
@@ -65,8 +65,10 @@ def cluster(settings: Settings, pipeline: Pipeline = SFT) -> Folder:
     return found
 
 
-def trainer(settings: Settings) -> Folder:
-    """What TrainJobs need of the cluster, where Kubeflow Trainer is installed."""
+def trainer(settings: Settings, pipeline: Pipeline = SFT) -> Folder:
+    """What TrainJobs need of the cluster; empty where no step submits one."""
+    if not access.any_submits(pipeline, settings):
+        return {}
     return {"training-runtime.yaml": [training_runtime.runtime(settings)]}
 
 
@@ -228,7 +230,9 @@ def part(settings: Settings, overlay: str | None, pipeline: Pipeline = SFT) -> O
                 "--overlay cluster: with these settings nothing belongs to the cluster"
             )
     elif overlay == "trainer":
-        folders = [trainer(settings)]
+        folders = [trainer(settings, pipeline)]
+        if not folders[0]:
+            raise UsageError("--overlay trainer: with these settings there are no TrainJobs")
     elif overlay == "single-node":
         folders = [base(single_node(settings, pipeline), pipeline)]
     else:
@@ -253,8 +257,8 @@ def tree(settings: Settings, pipeline: Pipeline = SFT) -> dict[str, str]:
     parts: dict[str, Folder] = {"base": base(settings, pipeline)}
     if for_cluster := cluster(settings, pipeline):
         parts["cluster"] = for_cluster
-    if any("launcher" in step.params.model_fields for step in pipeline.steps):
-        parts["trainer"] = trainer(settings)
+    if for_trainer := trainer(settings, pipeline):
+        parts["trainer"] = for_trainer
     made = components(settings, pipeline)
     parts |= {f"components/{name}": folder for name, folder in made.items()}
     parts["overlays/single-node"] = base(single_node(settings, pipeline), pipeline)
@@ -279,11 +283,13 @@ def tree(settings: Settings, pipeline: Pipeline = SFT) -> dict[str, str]:
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write the folder; files of an earlier rendering that are no longer in it are removed."""
-    for path in folder.rglob("*.yaml"):
+    """Write the folder; files and folders of an earlier rendering that are no longer in it are removed."""
+    for path in list(folder.rglob("*.yaml")):
         ours = path.read_bytes().startswith(HEADER.encode())
         if ours and str(path.relative_to(folder)) not in texts:
             path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
     for name, text in texts.items():
         files.write(folder / name, text)
 

@@ -35,16 +35,19 @@ def template(given: Mapping[str, Any], pipeline: Pipeline) -> Template:
 
 def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the flags that say which cluster and namespace."""
-    for names, text in (
-        (("-n", "--namespace"), "Namespace of the runs. (default: ARGO_NAMESPACE, the context's)"),
-        (("--context",), "Context of the kubeconfig. (default: its current one)"),
+    for names, value, text in (
         (
-            ("--server",),
+            *(("-n", "--namespace"), "NAME"),
+            "Namespace of the runs. (default: ARGO_NAMESPACE, the context's)",
+        ),
+        (("--context",), "NAME", "Context of the kubeconfig. (default: its current one)"),
+        (
+            *(("--server",), "URL"),
             "URL of an Argo server, with the token in ARGO_TOKEN. (default: ARGO_SERVER; "
             "without, the Kubernetes API by kubeconfig)",
         ),
     ):
-        parser.add_argument(*names, default=argparse.SUPPRESS, help=text)
+        parser.add_argument(*names, metavar=value, default=argparse.SUPPRESS, help=text)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:

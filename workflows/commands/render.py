@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from workflows.settings import Settings
 SETTINGS = Path("sft.yaml")
 
 _OWN = {
-    "settings": "File of settings. (default: sft.yaml, where it is there)",
-    "out": "Folder to write. (default: manifests)",
-    "overlay": "With --stdout: base, cluster, trainer, schedule, events, hardened or single-node. Default: the "
-    "base, with the schedule and the events that the settings ask for.",
-    "output": "With --stdout: yaml or json. (default: yaml)",
+    "settings": ("FILE", "File of settings. (default: sft.yaml, where it is there)"),
+    "out": ("FOLDER", "Folder to write. (default: manifests)"),
+    "overlay": (
+        "NAME",
+        "With --stdout: base, cluster, trainer, schedule, events, hardened or single-node. Default: the "
+        "base, with the schedule and the events that the settings ask for.",
+    ),
+    "output": ("yaml|json", "With --stdout: how it is written. (default: yaml)"),
 }
+"""The command's own flags: what stands for the value, and the help."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     called = {name: flags.flag(name) for name in given} | {name: f"--set {name}" for name in pairs}
     settings = settings_file.read(_file(own), given | pairs, called)
 
-    from workflows import access, documents, manifests  # Hera loads here, so --help stays instant
+    from workflows import documents, manifests  # Hera loads here, so --help stays instant
 
     if "stdout" in own and "out" in own:
         raise UsageError("--stdout and --out: leave one of them out")
@@ -50,18 +54,8 @@ def main(argv: Sequence[str]) -> int:
             manifests.write(out, texts)
         except (PermissionError, NotADirectoryError, FileNotFoundError, FileExistsError) as error:
             raise UsageError(f"--out: {error.filename}: {error.strerror}") from error
-        wanted = ("cluster", *(["trainer"] if settings.launcher == "trainjob" else []), "base")
-        parts = [part for part in wanted if f"{part}/kustomization.yaml" in texts]
-        folders = [shlex.quote(f"{out}/{part}") for part in parts]
-        apply = ", then ".join(f"kubectl apply --server-side -k {each}" for each in folders)
-        print(f"sft: {out} is written; {apply}", file=sys.stderr)  # noqa: T201
-        if settings.launcher == "trainjob" and not settings.namespace:
-            role, account = settings.named(access.RUNTIMES), settings.named(access.TRAIN)
-            print(  # noqa: T201
-                f"sft: without a namespace, {role} is bound by hand: kubectl create clusterrolebinding "
-                f"{role}-NAMESPACE --clusterrole={role} --serviceaccount=NAMESPACE:{account}",
-                file=sys.stderr,
-            )
+        for line in _ways_to_apply(out, texts, settings):
+            print(f"sft: {line}", file=sys.stderr)  # noqa: T201
         return 0
     writers = {"yaml": documents.to_yaml, "json": documents.to_json}
     output = own.get("output", "yaml")
@@ -71,6 +65,28 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _ways_to_apply(out: Path, texts: Collection[str], settings: Settings) -> Iterator[str]:
+    """What to do with the folder; which of its parts a cluster takes depends on the cluster."""
+    from workflows import access, manifests
+
+    def apply(part: str) -> str:
+        return f"kubectl apply --server-side -k {shlex.quote(f'{out}/{part}')}"
+
+    there = [path.removesuffix("/kustomization.yaml") for path in texts]
+    parts = [part for part in ("cluster", "trainer", "base") if part in there]
+    yield f"{out} is written; {', then '.join(map(apply, parts))}"
+    more = [part for part in map("overlays/{}".format, manifests.OVERLAYS) if part in there]
+    yield f"in place of base, the same and more: {', '.join(more)}"
+    alone = "after cluster" if settings.namespace else "nothing but"
+    yield f"on one node without a GPU, {alone}: {apply('overlays/single-node')}"
+    if "trainer" in there and not settings.namespace:
+        role, account = settings.named(access.RUNTIMES), settings.named(access.TRAIN)
+        yield (
+            f"without a namespace, {role} is bound by hand: kubectl create clusterrolebinding "
+            f"{role}-NAMESPACE --clusterrole={role} --serviceaccount=NAMESPACE:{account}"
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = flags.Parser(
         prog="sft render",
@@ -78,10 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Render the pipeline for a cluster: a WorkflowTemplate and what goes with it.",
     )
     group = parser.add_argument_group("what to write")
-    for name, text in _OWN.items():
-        short = ["-o"] if name == "output" else []
+    for name, (value, text) in _OWN.items():
         group.add_argument(
-            *short, flags.flag(name), dest=name, default=argparse.SUPPRESS, help=text
+            *(["-o"] if name == "output" else []),
+            flags.flag(name),
+            dest=name,
+            metavar=value,
+            default=argparse.SUPPRESS,
+            help=text,
         )
     group.add_argument(
         "--stdout",

@@ -138,18 +138,26 @@ def _parser() -> flags.Parser:
         epilog=parameter_flags.EPILOG,
     )
     own = parser.add_argument_group("the run")
-    for name, text in {
-        "run_name": "Name of the workflow and of the run's folder. Default: one of Argo's making.",
-        "entrypoint": f"Run one step alone: {', '.join(step.name for step in SFT.steps)}. "
-        f"(default: {WHOLE})",
-        "params": "Parameters from a YAML file, by any of their names; -p and flags win.",
-    }.items():
-        own.add_argument(flags.flag(name), dest=name, default=argparse.SUPPRESS, help=text)
+    steps = ", ".join(step.name for step in SFT.steps)
+    for name, value, text in (
+        (
+            *("run_name", "NAME"),
+            "Name of the workflow and of the run's folder. Default: one of Argo's making.",
+        ),
+        ("entrypoint", "STEP", f"Run one step alone: {steps}. (default: {WHOLE})"),
+        (
+            *("params", "FILE"),
+            "Parameters from a YAML file, by any of their names; -p and flags win.",
+        ),
+    ):
+        own.add_argument(
+            flags.flag(name), dest=name, metavar=value, default=argparse.SUPPRESS, help=text
+        )
     parameter_flags.add_pairs(own)
     own.add_argument(
         "--label",
         action="append",
-        metavar="NAME=VALUE",
+        metavar="KEY=VALUE",
         default=argparse.SUPPRESS,
         help="A label of the workflow; may be repeated.",
     )
@@ -163,6 +171,7 @@ def _parser() -> flags.Parser:
     own.add_argument(
         *("-o", "--output"),
         choices=("yaml", "json"),
+        metavar="yaml|json",
         default=argparse.SUPPRESS,
         help="Print the whole Workflow, not its name.",
     )
