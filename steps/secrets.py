@@ -32,6 +32,12 @@ HF_TOKEN = Secret(
     hidden=("HF_TOKEN",),
     purpose="gated or private assets of the Hugging Face Hub",
 )
+PULL_SECRET = Secret(
+    name="oci-pull-secret-model-download",
+    keys=("OCI_PULL_SECRET_MODEL_DOWNLOAD",),
+    hidden=("OCI_PULL_SECRET_MODEL_DOWNLOAD",),
+    purpose="private oci:// models",
+)
 
 
 def environment(key: str) -> str:

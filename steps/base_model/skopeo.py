@@ -25,8 +25,8 @@ from steps.errors import (
     VolumeError,
 )
 from steps.quantities import size
+from steps.secrets import PULL_SECRET
 from steps.signals import end_with_parent
-from steps.train.params import PULL_SECRET
 
 _SECRET = f"the secret {PULL_SECRET.name!r} (key {PULL_SECRET.keys[0]})"
 

@@ -12,10 +12,10 @@ from steps.chat_template import ChatTemplate
 from steps.entrypoint import Run
 from steps.errors import DataError
 from steps.record import Asset, Record, Result
-from steps.secrets import HF_TOKEN, preferred
+from steps.secrets import HF_TOKEN, PULL_SECRET, preferred
 from steps.tokens import read_template
 from steps.train import launcher
-from steps.train.params import PULL_SECRET, TrainParams
+from steps.train.params import TrainParams
 from steps.train.started import alone
 from steps.train.variables import environment
 

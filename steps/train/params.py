@@ -23,19 +23,13 @@ from steps.params import (
     Place,
     StepParams,
 )
-from steps.secrets import HF_TOKEN, Secret
+from steps.secrets import HF_TOKEN, PULL_SECRET, Secret
 
 KUBERNETES_CREDENTIALS = Secret(
     name="kubernetes-credentials",
     keys=("KUBERNETES_SERVER_URL", "KUBERNETES_AUTH_TOKEN"),
     hidden=("KUBERNETES_AUTH_TOKEN",),
     purpose="submitting a TrainJob with cluster_auth secret",
-)
-PULL_SECRET = Secret(
-    name="oci-pull-secret-model-download",
-    keys=("OCI_PULL_SECRET_MODEL_DOWNLOAD",),
-    hidden=("OCI_PULL_SECRET_MODEL_DOWNLOAD",),
-    purpose="private oci:// models",
 )
 TRAIN_ENV = Secret(
     name="train-env", keys=(), purpose="more environment for the workers (trackers' keys)"

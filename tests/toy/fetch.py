@@ -8,8 +8,7 @@ from steps import base_model, entrypoint
 from steps.entrypoint import Run
 from steps.params import Man, StepParams
 from steps.record import Asset, Result
-from steps.secrets import HF_TOKEN, Secret, preferred
-from steps.train.params import PULL_SECRET
+from steps.secrets import HF_TOKEN, PULL_SECRET, Secret, preferred
 
 
 class FetchParams(StepParams):
