@@ -370,7 +370,7 @@ class Events(Group):
     sqs: Sqs | None = None
     webhook: Webhook | None = None
     per_hour: int = Field(default=10, ge=1)
-    """Most runs that are started in an hour; further events wait."""
+    """Most runs that each source starts in an hour; further events wait."""
     parameters: dict[str, Any] = {}
     """Parameters of the runs that events start, by any of their names."""
 
