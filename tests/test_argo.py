@@ -396,7 +396,8 @@ def test_all_parameters_have_their_name_order_description_and_a_valid_default() 
     required = [each["name"] for each in made if "value" not in each]
     assert required == ["phase_01_dataset_man_data_uri"]
     by_name = {each["name"]: each for each in made}
-    assert by_name["phase_02_train_opt_launcher"]["value"] == "trainjob"
+    launcher = by_name["phase_02_train_opt_launcher"]
+    assert (launcher["value"], launcher["enum"]) == ("trainjob", ["trainjob"])
     assert by_name["phase_02_train_opt_lr_scheduler"]["enum"][:2] == ["linear", "cosine"]
     secrets = [each.name for each in SFT.parameters() if is_secret(each.field)]
     assert {by_name[name]["value"] for name in secrets} == {""}

@@ -293,11 +293,12 @@ def parameters(settings: Settings, pipeline: Pipeline) -> list[Parameter]:
         default = team.get(parameter.name)
         if default is None and not field.is_required():
             default = flags.shown_default(field)
-        if parameter.field_name in SHAPING:
+        limited = choices(field) or (("True", "False") if type_name(field) == "bool" else ())
+        if parameter.field_name in SHAPING:  # these pods serve no other value
             default = getattr(settings, parameter.field_name)
+            limited = (default,)
         elif parameter.name not in team and access.submits(parameter.step, settings):
             default = of_workers(settings).get(parameter.field_name, default)
-        limited = choices(field) or (("True", "False") if type_name(field) == "bool" else ())
         extra: dict[str, Any] = {} if default is None else {"value": default}
         if limited:
             extra["enum"] = list(limited)

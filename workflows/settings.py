@@ -42,7 +42,7 @@ _PATH = r"^/[A-Za-z0-9_./-]*$"
 _FIELD = r"^[-A-Za-z0-9_]+([.][-A-Za-z0-9_]+)*$"
 _PREFIX = r"^([a-z]([-a-z0-9]{0,29}))?$"
 _VARIABLE = r"^[-._a-zA-Z][-._a-zA-Z0-9]*$"
-_OBJECT = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
+_OBJECT = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"
 _KEY = r"^[-A-Za-z0-9_.]+$"
 _NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 _NAME_OR_NONE = rf"^$|{_NAME}"
@@ -103,7 +103,7 @@ _FORMS = {
     QUANTITY: "a quantity: 500m, 4, 64Gi",
     LABEL_KEY: "the key of a label: team, example.com/team",
     _PREFIX: "up to 30 small letters, digits and dashes, a letter first: dev-",
-    _OBJECT: "the name of an object: small letters, digits, dashes and dots",
+    _OBJECT: "the name of an object: up to 253 small letters, digits, dashes and dots",
     _REGISTRY: "a registry and a path, without a scheme: quay.io/team-a",
     _TAG: "a tag: up to 128 letters, digits, and _.- between them",
     _DIGEST: "a digest: sha256: and 64 hexadecimal digits",
@@ -354,7 +354,7 @@ class Bus(Group):
 
     create: bool = True
     """Whether it is among the manifests; false where the namespace has one named `default`."""
-    version: str = "2.10.10"
+    version: str = Field(default="2.10.10", pattern=_TAG)
     """Version of NATS, one that the controller's configuration lists."""
     replicas: Annotated[int, AfterValidator(_can_agree)] = Field(default=3, ge=1)
     """1, or 3 and more."""
@@ -370,7 +370,7 @@ class Events(Group):
     sqs: Sqs | None = None
     webhook: Webhook | None = None
     per_hour: int = Field(default=10, ge=1)
-    """Most runs that are started in an hour; further events wait."""
+    """Most runs that each source starts in an hour; further events wait."""
     parameters: dict[str, Any] = {}
     """Parameters of the runs that events start, by any of their names."""
 
