@@ -322,6 +322,17 @@ def test_retries_are_limited_and_grow_apart_as_the_settings_say() -> None:
             }
 
 
+def test_the_last_lines_of_a_container_that_failed_are_its_nodes_message() -> None:
+    ours = {
+        name: each["container"]
+        for name, each in templates("defaults").items()
+        if "container" in each
+    }
+    assert set(ours) == {*(step.template for step in SFT.steps), "summary", "stop-training"}
+    for name, container in ours.items():
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", name
+
+
 def submit_toy(tmp_path: Path, **given: str) -> Outcome:
     values = {"phase_01_count_man_number": "3"}
     values |= {f"phase_01_count_opt_{name}": value for name, value in given.items()}

@@ -225,6 +225,8 @@ def test_a_launcher_that_the_pods_were_not_rendered_for_is_refused(here: Cluster
         "--launcher: the pods of WorkflowTemplate sft-pipeline were rendered for 'trainjob'"
         in done.stderr
     )
+    # What the template has for its TrainJobs was not asked for here.
+    assert "TrainJob" not in done.stderr
     assert not here.submitted
     assert here.sft("submit", *DATA, "--launcher", "trainjob").returncode == 0
 

@@ -228,6 +228,7 @@ def summary(pipeline: Pipeline, settings: Settings) -> Container:
         security_context=m.SecurityContext.model_validate(security.CONTAINER),
         retry_strategy=retry(settings),
         timeout="15m",  # also of a pod that waits for a volume that never comes
+        termination_message_policy="FallbackToLogsOnError",
     )
 
 
@@ -257,6 +258,7 @@ def stop(step: Step, settings: Settings) -> Container:
         service_account_name=access.account(step, settings),
         retry_strategy=retry(settings),
         timeout="15m",
+        termination_message_policy="FallbackToLogsOnError",
     )
 
 

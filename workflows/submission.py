@@ -75,6 +75,7 @@ class Submission:
             f"{self._shown(parameter)}: only the pods of a TrainJob have it, and this run trains in the "
             "step's own: leave it at its default"
             for parameter in values.of_trainjobs(self.pipeline, models)
+            if parameter.field_name in assigned[parameter.step.name]
         ]
         values.refuse(problems)
         problems = [*self._nothing_there(models), *self.pipeline.refusals(models)]
