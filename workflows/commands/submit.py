@@ -21,9 +21,21 @@ from workflows.console import Console
 from workflows.pipeline import SFT
 from workflows.submission import WHOLE, Submission
 
+_RUN = {
+    "run_name": (
+        "NAME",
+        "Name of the workflow and of the run's folder. Default: one of Argo's making.",
+    ),
+    "entrypoint": (
+        "STEP",
+        f"Run one step alone: {', '.join(step.name for step in SFT.steps)}. (default: {WHOLE})",
+    ),
+    "params": ("FILE", "Parameters from a YAML file, by any of their names; -p and flags win."),
+}
+"""Flags of the run: what stands for the value, and the help."""
 _OWN = (
-    *("parameter", "params", "run_name", "template", "cluster_template", "entrypoint"),
-    *("namespace", "context", "server", "label", "watch", "dry_run", "output"),
+    *(*_RUN, "parameter", "template", "cluster_template", "namespace", "context", "server"),
+    *("label", "watch", "dry_run", "output"),
 )
 
 
@@ -138,18 +150,7 @@ def _parser() -> flags.Parser:
         epilog=parameter_flags.EPILOG,
     )
     own = parser.add_argument_group("the run")
-    steps = ", ".join(step.name for step in SFT.steps)
-    for name, value, text in (
-        (
-            *("run_name", "NAME"),
-            "Name of the workflow and of the run's folder. Default: one of Argo's making.",
-        ),
-        ("entrypoint", "STEP", f"Run one step alone: {steps}. (default: {WHOLE})"),
-        (
-            *("params", "FILE"),
-            "Parameters from a YAML file, by any of their names; -p and flags win.",
-        ),
-    ):
+    for name, (value, text) in _RUN.items():
         own.add_argument(
             flags.flag(name), dest=name, metavar=value, default=argparse.SUPPRESS, help=text
         )
