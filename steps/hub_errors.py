@@ -1,9 +1,21 @@
 """What errors of the Hugging Face Hub, its client and `datasets` mean for a step."""
 
 from steps.errors import ConfigError, CredentialsError, DataError, StepError, causes
+from steps.retries import TryAgain
 from steps.secrets import HF_TOKEN
 
 SECRET = f"the secret {HF_TOKEN.name} (key {HF_TOKEN.keys[0]})"
+
+
+def told(
+    error: BaseException, name: str, *, kind: str, page: str, revision: str | None, token: str
+) -> StepError | TryAgain | None:
+    """The `refusal`; TryAgain where the failure may pass; None where the error is of another sort."""
+    refused = refusal(error, name, kind=kind, page=page, revision=revision, token=token)
+    reason = passing(error)
+    if refused or not reason:
+        return refused
+    return TryAgain(reason, retry_after(error))
 
 
 def refusal(

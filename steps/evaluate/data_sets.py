@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from steps import hub_errors
 from steps.errors import ConfigError, StepError, TransientError
-from steps.retries import TryAgain, persist
+from steps.retries import persist
 
 T = TypeVar("T")
 
@@ -21,6 +21,10 @@ class DataSet:
     config: str | None
     revision: str | None
 
+    @property
+    def _called(self) -> str:
+        return f"{self.task}: its data set {self.repository}"
+
     def check(self, token: str) -> None:
         """Raise the StepError that says why the data set cannot be had.
 
@@ -31,7 +35,7 @@ class DataSet:
         if self._is_cached():
             return
         if is_offline_mode():
-            raise offline(self.task, self.repository)
+            raise offline(self._called)
         api = HfApi(token=token or None)
         found = self._ask(lambda: api.dataset_info(self.repository, revision=self.revision), token)
         names = [file.rfilename for file in found.siblings or []]
@@ -54,27 +58,23 @@ class DataSet:
         from huggingface_hub import constants
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's own
 
-        name = f"{self.task}: its data set {self.repository}"
-
         def attempt() -> T:
             try:
                 return question()
             except (HTTPError, OSError, ValueError) as error:
-                refused = hub_errors.refusal(
+                told = hub_errors.told(
                     error,
-                    name,
+                    self._called,
                     kind="data set",
                     page=f"{constants.ENDPOINT}/datasets/{self.repository}",
                     revision=self.revision,
                     token=token,
                 )
-                if refused:
-                    raise refused from error
-                if reason := hub_errors.passing(error):
-                    raise TryAgain(reason, hub_errors.retry_after(error)) from error
-                raise
+                if told is None:
+                    raise
+                raise told from error
 
-        return persist(attempt, name)
+        return persist(attempt, self._called)
 
 
 def check(data_sets: Sequence[DataSet], token: str) -> None:
@@ -93,9 +93,9 @@ def check(data_sets: Sequence[DataSet], token: str) -> None:
         raise type(refused[0])("\n  ".join(map(str, refused)))
 
 
-def offline(task: str, repository: str = "") -> ConfigError:
-    """What to say where the data is not in the cache and HF_HUB_OFFLINE is set."""
+def offline(data_set: str) -> ConfigError:
+    """What to say where a task's data is not in the cache and HF_HUB_OFFLINE is set."""
     return ConfigError(
-        f"{task}: its data set {repository}{' ' * bool(repository)}is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; "
-        "unset it, or give a task whose data lies here"
+        f"{data_set} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it, or give a "
+        "task whose data lies here"
     )

@@ -274,7 +274,7 @@ def _told(task: str, error: Exception) -> StepError:
             f"{HF_TOKEN.name!r} (key {HF_TOKEN.keys[0]})"
         )
     if isinstance(cause, ConnectionError) and is_offline_mode():
-        return offline(task)
+        return offline(f"{task}: its data set")
     may_pass = status is None or status in (408, 429) or status >= 500
     if isinstance(cause, HTTPError | ConnectionError | TimeoutError) and may_pass:
         return TransientError(f"{task}: its data set does not come: {cause}; try again later")

@@ -259,7 +259,7 @@ class Hub:
         """What an error of the hub's client or of `datasets` means here."""
         from huggingface_hub import constants
 
-        refused = hub_errors.refusal(
+        told = hub_errors.told(
             error,
             self.name,
             kind="data set",
@@ -267,10 +267,8 @@ class Hub:
             revision=self.address.revision,
             token=self.token or "",
         )
-        if refused:
-            return refused
-        if reason := hub_errors.passing(error):
-            return TryAgain(reason, hub_errors.retry_after(error))
+        if told:
+            return told
         said = " ".join(str(error).split())
         hint = ""
         if "script" in said:
