@@ -3,9 +3,6 @@
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
-
-from kubernetes import client
 
 from steps.entrypoint import Run
 from steps.errors import (
@@ -18,7 +15,7 @@ from steps.errors import (
 )
 from steps.train.params import TrainParams
 from steps.train.trainjob import objects
-from steps.train.trainjob.cluster import TIMEOUT, Cluster
+from steps.train.trainjob.cluster import Cluster
 from steps.train.trainjob.manifest import GROUP, NODE, PLURAL, VERSION, Api, Object, Runtime
 
 log = logging.getLogger(__name__)
@@ -108,16 +105,9 @@ def owner(cluster: Cluster, run: Run) -> Object | None:
 
 
 def _list(cluster: Cluster, kind: str) -> list[Object]:
-    api: Any = client.CustomObjectsApi(cluster.api)
-    plural, doing = f"{kind.lower()}s", f"list {kind}s"
-    with cluster.errors(doing):
-        if kind.startswith("Cluster"):
-            found = api.list_cluster_custom_object(GROUP, VERSION, plural, _request_timeout=TIMEOUT)
-        else:
-            found = api.list_namespaced_custom_object(
-                GROUP, VERSION, cluster.namespace, plural, _request_timeout=TIMEOUT
-            )
-    items: list[Object] = cluster.checked(doing, found)["items"]
+    scope = "" if kind.startswith("Cluster") else f"namespaces/{cluster.namespace}/"
+    path = f"/apis/{GROUP}/{VERSION}/{scope}{kind.lower()}s"
+    items: list[Object] = objects.get(cluster, f"list {kind}s", path)["items"]
     return items
 
 
