@@ -206,12 +206,12 @@ def container(step: Step, pipeline: Pipeline, settings: Settings) -> Container:
 
 def summary(pipeline: Pipeline, settings: Settings) -> Container:
     """The exit handler: prints how the run ended, what it scored, and what failed."""
-    step = pipeline.steps[-1]
-    return Container(
+    return _handler(
+        pipeline.steps[-1],
+        settings,
+        {"runs": VOLUME, "tmp": "/tmp", "no-token": security.TOKEN},  # noqa: S108
         name=SUMMARY,
         labels={"app.kubernetes.io/component": SUMMARY},
-        image=settings.images.reference(step.image),
-        image_pull_policy=settings.images.pull_policy,
         command=["python", "-m", "steps.report"],
         args=[
             f"--workspace={VOLUME}/{RUN_FOLDER}",
@@ -219,16 +219,6 @@ def summary(pipeline: Pipeline, settings: Settings) -> Container:
             "--failures={{workflow.failures}}",
         ],
         env=_base_environment(settings),
-        volume_mounts=_mounts(
-            {"runs": VOLUME, "tmp": "/tmp", "no-token": security.TOKEN},  # noqa: S108
-            settings,
-        ),
-        resources=Resources(cpu_request="100m", memory_request="256Mi", memory_limit="512Mi"),
-        pod_spec_patch=to_yaml([security.EXECUTOR]),
-        security_context=m.SecurityContext.model_validate(security.CONTAINER),
-        retry_strategy=retry(settings),
-        timeout="15m",  # also of a pod that waits for a volume that never comes
-        termination_message_policy="FallbackToLogsOnError",
     )
 
 
@@ -239,11 +229,12 @@ def stop(step: Step, settings: Settings) -> Container:
     places = {"tmp": "/tmp"}  # noqa: S108
     if not access.needs_token(step, settings):
         places["cluster-ca"] = security.TOKEN
-    return Container(
+    return _handler(
+        step,
+        settings,
+        places,
         name=STOP,
         labels={"app.kubernetes.io/component": step.name},  # it may reach what the step may
-        image=settings.images.reference(step.image),
-        image_pull_policy=settings.images.pull_policy,
         command=["python", "-m", f"{step.module}.stop"],
         args=[
             *(f"{flags.flag(name)}={bound[name]}" for name in names),
@@ -251,14 +242,23 @@ def stop(step: Step, settings: Settings) -> Container:
             "--failures={{workflow.failures}}",
         ],
         env=[*_base_environment(settings), *_keys(KUBERNETES_CREDENTIALS, settings)],
+        service_account_name=access.account(step, settings),
+    )
+
+
+def _handler(step: Step, settings: Settings, places: Mapping[str, str], **own: Any) -> Container:
+    """A small container after the run, of a step's image, with the volumes at these places."""
+    return Container(
+        image=settings.images.reference(step.image),
+        image_pull_policy=settings.images.pull_policy,
         volume_mounts=_mounts(places, settings),
         resources=Resources(cpu_request="100m", memory_request="256Mi", memory_limit="512Mi"),
         pod_spec_patch=to_yaml([security.EXECUTOR]),
         security_context=m.SecurityContext.model_validate(security.CONTAINER),
-        service_account_name=access.account(step, settings),
         retry_strategy=retry(settings),
-        timeout="15m",
+        timeout="15m",  # also of a pod that waits for a volume that never comes
         termination_message_policy="FallbackToLogsOnError",
+        **own,
     )
 
 
