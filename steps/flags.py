@@ -83,6 +83,16 @@ def add(
     )
 
 
+def add_own(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, own: Mapping[str, tuple[str, str]]
+) -> None:
+    """Add flags of a command that are no fields: by name, what stands for the value, and the help."""
+    for name, (value, text) in own.items():
+        parser.add_argument(
+            flag(name), dest=name, metavar=value, default=argparse.SUPPRESS, help=text
+        )
+
+
 def describe(field: FieldInfo) -> str:
     """The field's help line: meaning, default, and whether only a cluster can serve it."""
     text = " ".join((field.description or "").split())

@@ -14,16 +14,26 @@ from workflows.pipeline import Pipeline
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
+_WAYS = {
+    "context": ("NAME", "Context of the kubeconfig. (default: its current one)"),
+    "server": (
+        "URL",
+        "URL of an Argo server, with the token in ARGO_TOKEN. (default: ARGO_SERVER; without, the "
+        "Kubernetes API by kubeconfig)",
+    ),
+}
+
+
 def add_template_flags(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, pipeline: Pipeline
 ) -> None:
     """Add the flags that name the template of the runs."""
     group = parser.add_mutually_exclusive_group()
-    for name, text in (
-        ("template", f"WorkflowTemplate of the runs. (default: {pipeline.name})"),
-        ("cluster_template", "ClusterWorkflowTemplate of the runs, instead."),
-    ):
-        group.add_argument(flags.flag(name), metavar="NAME", default=argparse.SUPPRESS, help=text)
+    templates = {
+        "template": ("NAME", f"WorkflowTemplate of the runs. (default: {pipeline.name})"),
+        "cluster_template": ("NAME", "ClusterWorkflowTemplate of the runs, instead."),
+    }
+    flags.add_own(group, templates)
 
 
 def template(given: Mapping[str, Any], pipeline: Pipeline) -> Template:
@@ -35,19 +45,13 @@ def template(given: Mapping[str, Any], pipeline: Pipeline) -> Template:
 
 def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the flags that say which cluster and namespace."""
-    for names, value, text in (
-        (
-            *(("-n", "--namespace"), "NAME"),
-            "Namespace of the runs. (default: ARGO_NAMESPACE, the context's)",
-        ),
-        (("--context",), "NAME", "Context of the kubeconfig. (default: its current one)"),
-        (
-            *(("--server",), "URL"),
-            "URL of an Argo server, with the token in ARGO_TOKEN. (default: ARGO_SERVER; "
-            "without, the Kubernetes API by kubeconfig)",
-        ),
-    ):
-        parser.add_argument(*names, metavar=value, default=argparse.SUPPRESS, help=text)
+    parser.add_argument(
+        *("-n", "--namespace"),
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help="Namespace of the runs. (default: ARGO_NAMESPACE, the context's)",
+    )
+    flags.add_own(parser, _WAYS)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:

@@ -23,9 +23,8 @@ _OWN = {
         "With --stdout: base, cluster, trainer, schedule, events, hardened or single-node. Default: the "
         "base, with the schedule and the events that the settings ask for.",
     ),
-    "output": ("yaml|json", "With --stdout: how it is written. (default: yaml)"),
 }
-"""The command's own flags: what stands for the value, and the help."""
+"""Flags with a value: what stands for it, and the help."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -94,15 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Render the pipeline for a cluster: a WorkflowTemplate and what goes with it.",
     )
     group = parser.add_argument_group("what to write")
-    for name, (value, text) in _OWN.items():
-        group.add_argument(
-            *(["-o"] if name == "output" else []),
-            flags.flag(name),
-            dest=name,
-            metavar=value,
-            default=argparse.SUPPRESS,
-            help=text,
-        )
+    flags.add_own(group, _OWN)
+    group.add_argument(
+        *("-o", "--output"),
+        metavar="yaml|json",
+        default=argparse.SUPPRESS,
+        help="With --stdout: how it is written. (default: yaml)",
+    )
     group.add_argument(
         "--stdout",
         action="store_true",

@@ -106,10 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=parameter_flags.EPILOG,
     )
     own = parser.add_argument_group("the run")
-    for name, (value, text) in _OWN.items():
-        own.add_argument(
-            flags.flag(name), dest=name, metavar=value, default=argparse.SUPPRESS, help=text
-        )
+    flags.add_own(own, _OWN)
     parameter_flags.add_pairs(own)
     own.add_argument(
         "--check",

@@ -150,10 +150,7 @@ def _parser() -> flags.Parser:
         epilog=parameter_flags.EPILOG,
     )
     own = parser.add_argument_group("the run")
-    for name, (value, text) in _RUN.items():
-        own.add_argument(
-            flags.flag(name), dest=name, metavar=value, default=argparse.SUPPRESS, help=text
-        )
+    flags.add_own(own, _RUN)
     parameter_flags.add_pairs(own)
     own.add_argument(
         "--label",
