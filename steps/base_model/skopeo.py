@@ -102,7 +102,11 @@ def copy_layers(image: str, pull_secret: str, folder: Path) -> list[Path]:
         each.mkdir()
     problem = f"its layers are larger than the {size(told)} that its manifest tells; refused"
     _run(
-        *("copy", image, pull_secret, f"docker://{image}", f"dir:{fetched}"),
+        "copy",
+        image,
+        pull_secret,
+        f"docker://{image}",
+        f"dir:{fetched}",
         watch=partial(_refuse_over, told + _LARGEST_CONFIG, fetched, f"oci://{image}: {problem}"),
     )
     layers = _layers(fetched)
@@ -124,7 +128,12 @@ def _unpack(image: str, fetched: Path, plain: Path, compressed: int) -> None:
     options = ("--insecure-policy", "--dest-decompress")
     try:
         _run(
-            *("copy", image, "", *options, f"dir:{fetched}", f"dir:{plain}"),
+            "copy",
+            image,
+            "",
+            *options,
+            f"dir:{fetched}",
+            f"dir:{plain}",
             watch=partial(_refuse_over, most, plain, problem),
         )
     except TransientError as error:  # no registry has part in it
