@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     given, problems = flags.parse(parser, argv, list(parser._option_string_actions))
     if problems:
         raise UsageError("\n  ".join(problems))
-    own = {name: given.pop(name) for name in [*_OWN, "stdout", "set"] if name in given}
+    own = {name: given.pop(name) for name in [*_OWN, "output", "stdout", "set"] if name in given}
     pairs = _pairs(own.get("set", []))
     called = {name: flags.flag(name) for name in given} | {name: f"--set {name}" for name in pairs}
     settings = settings_file.read(_file(own), given | pairs, called)
