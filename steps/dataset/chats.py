@@ -25,6 +25,12 @@ _USUAL_TURNS = 64
 _SHOWN_OF_LONG = 1000
 """Bytes of a row that is too long."""
 
+_FIRST_KEY = len('{"messages":[{"')
+_BESIDE_CONTENT: dict[str, int] = {
+    role: len(f'{{"role":"{role}","content":""}},') for role in schemas.ROLES
+}
+_R_OF_ROLE = ord("r")
+
 NO_CHAT, AS_IS, REWRITTEN = 0, 1, 2
 """What became of a row: it is blank or refused, it is canonical as it stands, it had to be changed."""
 
@@ -74,7 +80,7 @@ class Chats:
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     role: Role
-    content: str
+    content: Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class _Plain(msgspec.Struct, gc=False, omit_defaults=True):
@@ -93,7 +99,7 @@ class _Opening(dict[str, "_Opening"]):
     Following a chat through this tree takes half the time of counting tuples of roles.
     """
 
-    __slots__ = ("chats", "fault", "roles")
+    __slots__ = ("chats", "empty", "fault", "roles", "turn")
 
     def __init__(self, *roles: str) -> None:
         self.roles = roles
@@ -101,6 +107,11 @@ class _Opening(dict[str, "_Opening"]):
         """What is wrong with a chat that ends here."""
         self.chats = 0
         """Chats that do."""
+        beside = [_BESIDE_CONTENT[role] for role in roles]
+        self.turn = sum(beside[-1:])
+        """Bytes that canonical JSON has beside the last turn's content."""
+        self.empty = _FIRST_KEY + sum(beside)
+        """Where the next turn's first key would stand, if all contents were empty."""
 
     def __missing__(self, role: str) -> "_Opening":
         self[role] = longer = _Opening(*self.roles, role)
@@ -116,8 +127,9 @@ _NOTHING = _Plain([])
 def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = False) -> Chats:
     """The chats of rows of JSON; `auto` takes the schema that a row's keys tell.
 
-    A row that cannot be learnt from, or is of another schema, is rejected. With `rewrite` each chat
-    is REWRITTEN: for rows that stand in no file as they are given here.
+    A row that cannot be learnt from, or is of another schema, is rejected. Each row ends with a
+    newline; else with `rewrite`, by which each chat is REWRITTEN: for rows that stand in no file as
+    they are given here.
     """
     found = Chats()
     places, rewritten = found.places, found.rewritten
@@ -137,18 +149,26 @@ def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = Fals
             plain = decode(row)
         except (ValueError, RecursionError):  # of msgspec and of UTF-8
             plain = _NOTHING
-        said, length = start, 0
+        # Where the next turn's first key stands, and after the last turn the row ends, if the row is
+        # canonical and has a byte a character: no JSON of these turns is shorter, so a row that ends
+        # there is canonical, and need not be written again to be compared.
+        said, at, in_order = start, _FIRST_KEY, True
         for message in plain.messages:
             content = message.content
-            if not content or content.isspace():
+            if content.isspace():
                 break
+            if row[at] != _R_OF_ROLE:
+                in_order = False
             said = said[message.role]
-            length += len(content)
+            at += said.turn + len(content)
         else:
             if not said.fault:
-                _encode_into(plain, encoded)
-                encoded += b"\n"
-                if encoded == row and not rewrite:
+                as_is = at == len(row) and in_order and not rewrite
+                if not as_is:
+                    _encode_into(plain, encoded)
+                    encoded += b"\n"
+                    as_is = encoded == row and not rewrite
+                if as_is:
                     places.append(AS_IS)
                     digests.append(_digest(row))
                 else:
@@ -156,7 +176,7 @@ def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = Fals
                     line = bytes(encoded)
                     rewritten.append(line)
                     digests.append(_digest(line))
-                characters.append(length)
+                characters.append(at - said.empty)
                 turns.append(len(said.roles))
                 said.chats += 1
                 continue
