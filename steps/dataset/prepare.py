@@ -110,7 +110,8 @@ def refuse_bad_beginnings(here: Sequence[DataFile], schema: Schema) -> None:
     for file in here[:1]:
         rejects = Rejects()
         for piece in islice(reader.pieces(file.name, file.path), 1):
-            for number, reason, _ in chats.read(piece.rows()[:_FIRST_ROWS], schema).rejected:
+            rows = piece.rows()[:_FIRST_ROWS]
+            for number, reason, _ in chats.read(rows, schema, rewrite=True).rejected:
                 rejects.show(file.name, piece.unit, number, reason)
         rejects.refuse_shown()
 
