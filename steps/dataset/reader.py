@@ -45,6 +45,8 @@ _ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _OTHERS = {b"PK\x03\x04": "a zip archive", b"\xfd7zXZ": "compressed by xz", b"%PDF": "a PDF",
            b"7z\xbc\xaf": "a 7z archive", codecs.BOM_UTF16_LE: "UTF-16 text",
            codecs.BOM_UTF16_BE: "UTF-16 text"}  # fmt: skip
+_SEPARATORS = {"csv": ",\t;", "tsv": "\t,;"}
+"""By a name's ending, the likeliest first: Excel writes semicolons where the comma is in numbers."""
 _PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
 
@@ -54,7 +56,6 @@ class Format(StrEnum):
     LINES = auto()
     ARRAY = auto()
     CSV = auto()
-    TSV = auto()
     PARQUET = auto()
     ARROW = auto()
 
@@ -111,7 +112,7 @@ def _open(path: Path, compression: str | None) -> tuple[io.BufferedReader, Calla
 
 def _format(name: str, head: bytes) -> Format:
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    ending = re.sub(r"\.(gz|zst|zstd|bz2)$", "", name.lower()).rpartition(".")[2]
+    ending = _ending(name)
     for magic, what in _OTHERS.items():
         if head.startswith(magic):
             raise DataError(f"{name}: it is {what}: give JSON lines, JSON, Parquet, CSV or Arrow")
@@ -124,8 +125,8 @@ def _format(name: str, head: bytes) -> Format:
             f"{name}: it is a web page (HTML), not data: what should have been the file may be a "
             "login page or a page about it"
         )
-    if ending in ("csv", "tsv"):
-        return Format(ending)
+    if ending in _SEPARATORS:
+        return Format.CSV
     if text.startswith(b"["):
         return Format.ARRAY
     if text.startswith((b"{\n", b"{\r\n")):
@@ -135,11 +136,24 @@ def _format(name: str, head: bytes) -> Format:
         )
     if not text or text.startswith(b"{") or ending in ("json", "jsonl", "ndjson"):
         return Format.LINES
-    header = text.partition(b"\n")[0].decode(errors="replace")
-    for format_, separator in ((Format.CSV, ","), (Format.TSV, "\t")):
-        if set(COLUMNS) & {cell.strip(' "\r') for cell in header.split(separator)}:
-            return format_
+    if _separator(name, head):
+        return Format.CSV
     raise DataError(f"{name}: unknown format: it is not JSON lines, JSON, Parquet, CSV or Arrow")
+
+
+def _separator(name: str, head: bytes) -> str:
+    """What separates the columns of a table of text: its header tells; empty if it has none of ours."""
+    header = (
+        head.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0].decode(errors="replace")
+    )
+    for separator in _SEPARATORS.get(_ending(name), ",\t;"):
+        if set(COLUMNS) & {cell.strip(' "\r') for cell in header.split(separator)}:
+            return separator
+    return ""
+
+
+def _ending(name: str) -> str:
+    return re.sub(r"\.(gz|zst|zstd|bz2)$", "", name.lower()).rpartition(".")[2]
 
 
 def _ranges(path: Path) -> Iterator[Range]:
@@ -228,7 +242,7 @@ def _decoded(name: str, newlines: int, text: bytes, end: bytes = b"") -> "list[m
 
 
 def _csv(name: str, path: Path, compression: str | None) -> Iterator[Block]:
-    separator = "\t" if _format(name, _head(path, compression)) is Format.TSV else ","
+    separator = _separator(name, _head(path, compression)) or _SEPARATORS[_ending(name)][0]
     csv.field_size_limit(sys.maxsize)  # the default, 128 KB, is less than a long chat
     file, position = _open(path, compression)
     # Bytes that are no text are kept as they are: the check of rows tells of them by row.
@@ -378,7 +392,6 @@ _READERS: dict[Format, Callable[[str, Path, str | None], Iterator[Block]]] = {
     Format.LINES: _lines,
     Format.ARRAY: _array,
     Format.CSV: _csv,
-    Format.TSV: _csv,
     Format.PARQUET: _parquet,
     Format.ARROW: _arrow,
 }
