@@ -353,3 +353,27 @@ def test_unmask_is_read_from_a_table_of_text(tmp_path: Path) -> None:
     path.write_text("prompt,completion,unmask\nq,a,yes\n")
     with pytest.raises(DataError, match="'unmask' must be true or false"):
         prepare(tmp_path / "other", path)
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "table.arrow", "stream.arrow"])
+def test_columns_that_no_schema_reads_may_hold_what_they_will(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    beyond = pa.array([2**62] * len(ROWS), pa.timestamp("ms"))  # no time that Python could tell
+    table = pa.Table.from_pylist(ROWS).append_column("at", beyond).append_column("at", beyond)
+    if name.endswith(".parquet"):
+        pq.write_table(table, path)
+    else:
+        new = pa.ipc.new_file if name.startswith("table") else pa.ipc.new_stream
+        with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as out:
+            out.write_table(table)
+    prepare(tmp_path / "run", path, data_split=1.0)
+    assert rows(tmp_path / "run") == ROWS
+    # Where no schema fits, all columns are read.
+    table = table.select([1]).append_column("text", pa.array(["x"] * len(ROWS)))
+    if name.endswith(".parquet"):
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as out:
+            out.write_table(table)
+    with pytest.raises(DataError, match=rf"{name}: broken: "):
+        prepare(tmp_path / "other", path)

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum, auto
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("messages", "conversations", "prompt", "completion", "instruction", "input", "output",
            "history", "system", "tools", "unmask")  # fmt: skip
-"""What some schema reads: Parquet files need not be read beyond it."""
+"""What some schema reads: tables of columns are not read beyond it."""
 
 _ROWS = 500
 """Rows of a table that are taken at a time, where they are short."""
@@ -83,7 +83,9 @@ def pieces(name: str, path: Path) -> Iterator[Block | Range]:
         raise DataError(f"{name}: broken: {error}; copy or download it again") from error
     except Exception as error:
         arrow = sys.modules.get("pyarrow")  # its own errors are also KeyError, TypeError and others
-        if isinstance(error, ValueError) or (arrow and isinstance(error, arrow.ArrowException)):
+        # OverflowError: a time that is beyond Python's.
+        known = (ValueError, OverflowError, *((arrow.ArrowException,) if arrow else ()))
+        if isinstance(error, known):
             raise DataError(f"{name}: broken: {error}; copy or download it again") from error
         raise
 
@@ -279,10 +281,7 @@ def _parquet(name: str, path: Path, compression: str | None) -> Iterator[Block]:
         )
     with pq.ParquetFile(path, memory_map=True) as table:
         columns = table.schema_arrow.names
-        _refuse_doubles(name, columns)
-        fits = any(set(keys) <= set(columns) for keys in KEYS.values())
-        # Where no schema fits, the rows are refused by all the names that they have.
-        named = [column for column in columns if column in COLUMNS or not fits]
+        named = [columns[index] for index in _read_columns(name, columns)]
         share = path.stat().st_size // max(table.metadata.num_rows, 1)
         for group in range(table.num_row_groups):
             described = table.metadata.row_group(group)
@@ -317,8 +316,8 @@ def _arrow(name: str, path: Path, compression: str | None) -> Iterator[Block]:
             )
         done = 0
         stream = pa.ipc.open_stream(file)
-        _refuse_doubles(name, stream.schema.names)
-        for lines in _grouped(line for batch in stream for line in _rows(batch)):
+        named = _read_columns(name, stream.schema.names)
+        for lines in _grouped(line for batch in stream for line in _rows(batch.select(named))):
             yield Block(lines, position() - done, "row")
             done = position()
 
@@ -327,6 +326,16 @@ def _end(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - len(_ARROW_STREAM_END), 0))
         return file.read()
+
+
+def _read_columns(name: str, columns: Sequence[str]) -> list[int]:
+    """Which columns of a table are read: what lies in others is of no concern, and may be anything.
+
+    Where no schema fits, all: the rows are refused by the names that they have.
+    """
+    _refuse_doubles(name, columns)
+    fits = any(set(keys) <= set(columns) for keys in KEYS.values())
+    return [index for index, column in enumerate(columns) if column in COLUMNS or not fits]
 
 
 def _refuse_doubles(name: str, columns: Iterable[str]) -> None:
