@@ -377,3 +377,12 @@ def test_columns_that_no_schema_reads_may_hold_what_they_will(tmp_path: Path, na
             out.write_table(table)
     with pytest.raises(DataError, match=rf"{name}: broken: "):
         prepare(tmp_path / "other", path)
+
+
+def test_what_a_label_calls_undesired_is_not_learnt_from_a_table_either(tmp_path: Path) -> None:
+    table = {"prompt": ["q", "r"], "completion": ["a", "b"], "label": [True, False]}
+    pq.write_table(pa.table(table), tmp_path / "in.parquet")
+    (tmp_path / "in.csv").write_text("prompt,completion,label\nq,a,True\nr,b,False\n")
+    for name in ("in.parquet", "in.csv"):
+        prepare(tmp_path / name[3:], tmp_path / name, on_invalid="skip")
+        assert rows(tmp_path / name[3:]) == [{"messages": turns("q", "a")}]

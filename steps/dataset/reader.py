@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import msgspec
 
 COLUMNS = ("messages", "conversations", "prompt", "completion", "instruction", "input", "output",
-           "history", "system", "tools", "unmask")  # fmt: skip
+           "history", "system", "tools", "functions", "label", "unmask")  # fmt: skip
 """What some schema reads: tables of columns are not read beyond it."""
 
 _ROWS = 500
