@@ -15,7 +15,7 @@ import pytest
 from steps.dataset import reader
 from steps.dataset.pieces import LONGEST_ROW, PIECE
 from steps.errors import DataError
-from tests.dataset_runs import chat, jsonl, prepare, read, rows, turns, write
+from tests.dataset_runs import chat, command, jsonl, prepare, read, rows, turns, write
 
 ROWS = [chat(f"{number} é\n,\"' {'x' * number}") for number in range(1200)]
 
@@ -386,3 +386,16 @@ def test_what_a_label_calls_undesired_is_not_learnt_from_a_table_either(tmp_path
     for name in ("in.parquet", "in.csv"):
         prepare(tmp_path / name[3:], tmp_path / name, on_invalid="skip")
         assert rows(tmp_path / name[3:]) == [{"messages": turns("q", "a")}]
+
+
+def test_a_table_without_columns_is_refused_whatever_number_of_rows_it_claims(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({}), path)
+    # Numbers of 64 bits in its footer, as Thrift writes them: 0 becomes -2.
+    path.write_bytes(path.read_bytes().replace(b"\x16\0", b"\x16\x03"))
+    assert pq.read_metadata(path).num_rows == -2
+    found = command(tmp_path / "run", path)
+    assert found.returncode == 65
+    assert "in.parquet: it has no columns" in found.stderr

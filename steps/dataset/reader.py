@@ -333,6 +333,10 @@ def _read_columns(name: str, columns: Sequence[str]) -> list[int]:
 
     Where no schema fits, all: the rows are refused by the names that they have.
     """
+    if not columns:  # nothing then holds the number of rows against their bytes
+        raise DataError(
+            f"{name}: it has no columns, so there is nothing to learn: check what wrote it"
+        )
     _refuse_doubles(name, columns)
     fits = any(set(keys) <= set(columns) for keys in KEYS.values())
     return [index for index, column in enumerate(columns) if column in COLUMNS or not fits]
