@@ -15,7 +15,7 @@ import pytest
 from steps.dataset import reader
 from steps.dataset.pieces import LONGEST_ROW, PIECE
 from steps.errors import DataError
-from tests.dataset_runs import chat, jsonl, prepare, read, rows, turns, write
+from tests.dataset_runs import chat, command, jsonl, prepare, read, rows, turns, write
 
 ROWS = [chat(f"{number} é\n,\"' {'x' * number}") for number in range(1200)]
 
@@ -64,6 +64,10 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "table.csv": as_csv(","),
     "table.tsv": as_csv("\t"),
     "table": as_csv(","),
+    "semicolons.csv": as_csv(";"),
+    "semicolons": as_csv(";"),
+    "tabs.csv": as_csv("\t"),
+    "commas.tsv": as_csv(","),
     "table.parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
     "table.arrow": as_arrow,
     "stream.arrow": as_arrow_stream,
@@ -349,3 +353,49 @@ def test_unmask_is_read_from_a_table_of_text(tmp_path: Path) -> None:
     path.write_text("prompt,completion,unmask\nq,a,yes\n")
     with pytest.raises(DataError, match="'unmask' must be true or false"):
         prepare(tmp_path / "other", path)
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "table.arrow", "stream.arrow"])
+def test_columns_that_no_schema_reads_may_hold_what_they_will(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    beyond = pa.array([2**62] * len(ROWS), pa.timestamp("ms"))  # no time that Python could tell
+    table = pa.Table.from_pylist(ROWS).append_column("at", beyond).append_column("at", beyond)
+    if name.endswith(".parquet"):
+        pq.write_table(table, path)
+    else:
+        new = pa.ipc.new_file if name.startswith("table") else pa.ipc.new_stream
+        with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as out:
+            out.write_table(table)
+    prepare(tmp_path / "run", path, data_split=1.0)
+    assert rows(tmp_path / "run") == ROWS
+    # Where no schema fits, all columns are read.
+    table = table.select([1]).append_column("text", pa.array(["x"] * len(ROWS)))
+    if name.endswith(".parquet"):
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as out:
+            out.write_table(table)
+    with pytest.raises(DataError, match=rf"{name}: broken: "):
+        prepare(tmp_path / "other", path)
+
+
+def test_what_a_label_calls_undesired_is_not_learnt_from_a_table_either(tmp_path: Path) -> None:
+    table = {"prompt": ["q", "r"], "completion": ["a", "b"], "label": [True, False]}
+    pq.write_table(pa.table(table), tmp_path / "in.parquet")
+    (tmp_path / "in.csv").write_text("prompt,completion,label\nq,a,True\nr,b,False\n")
+    for name in ("in.parquet", "in.csv"):
+        prepare(tmp_path / name[3:], tmp_path / name, on_invalid="skip")
+        assert rows(tmp_path / name[3:]) == [{"messages": turns("q", "a")}]
+
+
+def test_a_table_without_columns_is_refused_whatever_number_of_rows_it_claims(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({}), path)
+    # Numbers of 64 bits in its footer, as Thrift writes them: 0 becomes -2.
+    path.write_bytes(path.read_bytes().replace(b"\x16\0", b"\x16\x03"))
+    assert pq.read_metadata(path).num_rows == -2
+    found = command(tmp_path / "run", path)
+    assert found.returncode == 65
+    assert "in.parquet: it has no columns" in found.stderr

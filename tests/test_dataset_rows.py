@@ -87,7 +87,19 @@ def refusal(tmp_path: Path, row: Any) -> str:
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "half a surrogate pair"),
         ('{"messages": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
         ('{"messages": ' + "[" * 1000 + "]" * 1000 + "}", "nested too deeply"),
+        (
+            {"messages": [{"role": "user", "content": "", "thinking": "x"}, *turns("q", "a")]},
+            "messages[0]: the content of this user turn is empty",
+        ),
+        (
+            {"messages": [{"role": "user", "tool_calls": [CALL]}, *turns("q", "a")]},
+            "messages[0]: the content of this user turn is null",
+        ),
         ({"prompt": "q", "completion": ""}, "'completion' is empty"),
+        (
+            {"prompt": "q", "completion": "a", "label": False},
+            "'label' is false: the completion is one to avoid",
+        ),
         ({"instruction": "q", "output": ""}, "'output' is empty"),
         ({"messages": turns("q", "a"), "unmask": "yes"}, "'unmask' must be true or false"),
         ({"messages": turns("q", "a"), "tools": [1]}, "tools must be an object, not a number"),
@@ -276,6 +288,28 @@ def test_null_content_of_a_tool_call_becomes_empty_and_the_call_keeps_its_bytes(
         "content": "done",
         "reasoning_content": "r",
     }
+
+
+def test_functions_of_older_data_sets_are_the_tools(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    function = '{"name": "f", "parameters": {"n": 1.0e2}}'
+    row = json.dumps({"messages": [*turns("q"), call], "functions": [0]})
+    one(tmp_path, row.replace("[0]", f"[{function}]"))
+    line = (tmp_path / "dataset" / "train.jsonl").read_text()
+    assert line.endswith(f',"tools":[{{"type":"function","function":{function}}}]}}\n')
+
+
+def test_a_turn_of_sharegpt_may_call_several_functions(tmp_path: Path) -> None:
+    calls = [{"name": "f", "arguments": {"n": 1}}, {"name": "g", "arguments": {}}]
+    said = [
+        ("human", "q"),
+        ("function_call", json.dumps(calls)),
+        ("observation", "4"),
+        ("gpt", "a"),
+    ]
+    row = {"conversations": [{"from": who, "value": text} for who, text in said]}
+    found = one(tmp_path, row)["messages"][1]
+    assert found["tool_calls"] == [{"type": "function", "function": call} for call in calls]
 
 
 def test_older_function_calls_become_tool_calls(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum, auto
 from itertools import islice
 from pathlib import Path
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import msgspec
 
 COLUMNS = ("messages", "conversations", "prompt", "completion", "instruction", "input", "output",
-           "history", "system", "tools", "unmask")  # fmt: skip
-"""What some schema reads: Parquet files need not be read beyond it."""
+           "history", "system", "tools", "functions", "label", "unmask")  # fmt: skip
+"""What some schema reads: tables of columns are not read beyond it."""
 
 _ROWS = 500
 """Rows of a table that are taken at a time, where they are short."""
@@ -45,6 +45,8 @@ _ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _OTHERS = {b"PK\x03\x04": "a zip archive", b"\xfd7zXZ": "compressed by xz", b"%PDF": "a PDF",
            b"7z\xbc\xaf": "a 7z archive", codecs.BOM_UTF16_LE: "UTF-16 text",
            codecs.BOM_UTF16_BE: "UTF-16 text"}  # fmt: skip
+_SEPARATORS = {"csv": ",\t;", "tsv": "\t,;"}
+"""By a name's ending, the likeliest first: Excel writes semicolons where the comma is in numbers."""
 _PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
 
@@ -54,7 +56,6 @@ class Format(StrEnum):
     LINES = auto()
     ARRAY = auto()
     CSV = auto()
-    TSV = auto()
     PARQUET = auto()
     ARROW = auto()
 
@@ -82,7 +83,9 @@ def pieces(name: str, path: Path) -> Iterator[Block | Range]:
         raise DataError(f"{name}: broken: {error}; copy or download it again") from error
     except Exception as error:
         arrow = sys.modules.get("pyarrow")  # its own errors are also KeyError, TypeError and others
-        if isinstance(error, ValueError) or (arrow and isinstance(error, arrow.ArrowException)):
+        # OverflowError: a time that is beyond Python's.
+        known = (ValueError, OverflowError, *((arrow.ArrowException,) if arrow else ()))
+        if isinstance(error, known):
             raise DataError(f"{name}: broken: {error}; copy or download it again") from error
         raise
 
@@ -111,7 +114,7 @@ def _open(path: Path, compression: str | None) -> tuple[io.BufferedReader, Calla
 
 def _format(name: str, head: bytes) -> Format:
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    ending = re.sub(r"\.(gz|zst|zstd|bz2)$", "", name.lower()).rpartition(".")[2]
+    ending = _ending(name)
     for magic, what in _OTHERS.items():
         if head.startswith(magic):
             raise DataError(f"{name}: it is {what}: give JSON lines, JSON, Parquet, CSV or Arrow")
@@ -124,8 +127,8 @@ def _format(name: str, head: bytes) -> Format:
             f"{name}: it is a web page (HTML), not data: what should have been the file may be a "
             "login page or a page about it"
         )
-    if ending in ("csv", "tsv"):
-        return Format(ending)
+    if ending in _SEPARATORS:
+        return Format.CSV
     if text.startswith(b"["):
         return Format.ARRAY
     if text.startswith((b"{\n", b"{\r\n")):
@@ -135,11 +138,24 @@ def _format(name: str, head: bytes) -> Format:
         )
     if not text or text.startswith(b"{") or ending in ("json", "jsonl", "ndjson"):
         return Format.LINES
-    header = text.partition(b"\n")[0].decode(errors="replace")
-    for format_, separator in ((Format.CSV, ","), (Format.TSV, "\t")):
-        if set(COLUMNS) & {cell.strip(' "\r') for cell in header.split(separator)}:
-            return format_
+    if _separator(name, head):
+        return Format.CSV
     raise DataError(f"{name}: unknown format: it is not JSON lines, JSON, Parquet, CSV or Arrow")
+
+
+def _separator(name: str, head: bytes) -> str:
+    """What separates the columns of a table of text: its header tells; empty if it has none of ours."""
+    header = (
+        head.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0].decode(errors="replace")
+    )
+    for separator in _SEPARATORS.get(_ending(name), ",\t;"):
+        if set(COLUMNS) & {cell.strip(' "\r') for cell in header.split(separator)}:
+            return separator
+    return ""
+
+
+def _ending(name: str) -> str:
+    return re.sub(r"\.(gz|zst|zstd|bz2)$", "", name.lower()).rpartition(".")[2]
 
 
 def _ranges(path: Path) -> Iterator[Range]:
@@ -228,7 +244,7 @@ def _decoded(name: str, newlines: int, text: bytes, end: bytes = b"") -> "list[m
 
 
 def _csv(name: str, path: Path, compression: str | None) -> Iterator[Block]:
-    separator = "\t" if _format(name, _head(path, compression)) is Format.TSV else ","
+    separator = _separator(name, _head(path, compression)) or _SEPARATORS[_ending(name)][0]
     csv.field_size_limit(sys.maxsize)  # the default, 128 KB, is less than a long chat
     file, position = _open(path, compression)
     # Bytes that are no text are kept as they are: the check of rows tells of them by row.
@@ -265,10 +281,7 @@ def _parquet(name: str, path: Path, compression: str | None) -> Iterator[Block]:
         )
     with pq.ParquetFile(path, memory_map=True) as table:
         columns = table.schema_arrow.names
-        _refuse_doubles(name, columns)
-        fits = any(set(keys) <= set(columns) for keys in KEYS.values())
-        # Where no schema fits, the rows are refused by all the names that they have.
-        named = [column for column in columns if column in COLUMNS or not fits]
+        named = [columns[index] for index in _read_columns(name, columns)]
         share = path.stat().st_size // max(table.metadata.num_rows, 1)
         for group in range(table.num_row_groups):
             described = table.metadata.row_group(group)
@@ -303,8 +316,8 @@ def _arrow(name: str, path: Path, compression: str | None) -> Iterator[Block]:
             )
         done = 0
         stream = pa.ipc.open_stream(file)
-        _refuse_doubles(name, stream.schema.names)
-        for lines in _grouped(line for batch in stream for line in _rows(batch)):
+        named = _read_columns(name, stream.schema.names)
+        for lines in _grouped(line for batch in stream for line in _rows(batch.select(named))):
             yield Block(lines, position() - done, "row")
             done = position()
 
@@ -313,6 +326,20 @@ def _end(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - len(_ARROW_STREAM_END), 0))
         return file.read()
+
+
+def _read_columns(name: str, columns: Sequence[str]) -> list[int]:
+    """Which columns of a table are read: what lies in others is of no concern, and may be anything.
+
+    Where no schema fits, all: the rows are refused by the names that they have.
+    """
+    if not columns:  # nothing then holds the number of rows against their bytes
+        raise DataError(
+            f"{name}: it has no columns, so there is nothing to learn: check what wrote it"
+        )
+    _refuse_doubles(name, columns)
+    fits = any(set(keys) <= set(columns) for keys in KEYS.values())
+    return [index for index, column in enumerate(columns) if column in COLUMNS or not fits]
 
 
 def _refuse_doubles(name: str, columns: Iterable[str]) -> None:
@@ -378,7 +405,6 @@ _READERS: dict[Format, Callable[[str, Path, str | None], Iterator[Block]]] = {
     Format.LINES: _lines,
     Format.ARRAY: _array,
     Format.CSV: _csv,
-    Format.TSV: _csv,
     Format.PARQUET: _parquet,
     Format.ARROW: _arrow,
 }

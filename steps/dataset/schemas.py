@@ -84,10 +84,13 @@ def _read_closely(row: bytes, schema: Schema) -> Chat:
     if problem := order(roles):
         raise Fault(problem)
     chat: dict[str, Any] = {"messages": messages}
-    if "tools" in fields and (tools := _list(fields["tools"], "tools")):
-        chat["tools"] = [_on_a_line(_unwrapped(tool, "tools", "{")) for tool in tools]
+    # OpenAI's older key holds the functions bare.
+    if tools := _objects(fields, "tools"):
+        chat["tools"] = tools
+    elif functions := _objects(fields, "functions"):
+        chat["tools"] = [_as_function(each, "functions") for each in functions]
     if "unmask" in fields:
-        said = bytes(fields["unmask"]).strip(b'"').lower()  # CSV has text alone
+        said = _truth(fields["unmask"])
         if said not in (b"true", b"false", b""):
             raise Fault("'unmask' must be true or false")
         if said:
@@ -150,6 +153,8 @@ def _messages(fields: Fields, keys: Iterable[str], schema: Schema) -> list[dict[
         raise Fault(f"missing {wanted}; the row has the keys: {listed[:300]}")
     if found == "prompt_completion":
         # One part alone may be about messages, as the text that it is.
+        if "label" in fields and _truth(fields["label"]) == b"false":
+            raise Fault("'label' is false: the completion is one to avoid, not to learn (KTO)")
         both = _are_turns(fields["prompt"]) and _are_turns(fields["completion"])
         turns = _part(fields, "prompt", "user", both) + _part(
             fields, "completion", "assistant", both
@@ -230,7 +235,10 @@ def _message(raw: msgspec.Raw, where: str) -> dict[str, Any]:
     if role not in ROLES:
         raise Fault(f"{where}: invalid role {said[:100]!r}; the roles are {', '.join(ROLES)}")
     if said.lower() == "function_call" and content is not None:
-        calls, content = [_call(_unwrapped(content, where, "{"), where)], None
+        listed = _kind(content) == "text" and _text(content, where).lstrip()[:1] == "["
+        said_calls = _list(content, where) if listed else [content]
+        calls = [_as_function(_unwrapped(call, where, "{"), where) for call in said_calls]
+        content = None
     message: dict[str, Any] = {"role": role, "content": _content(content, where)}
     for name in _TEXTS:
         if name in entry:
@@ -241,7 +249,10 @@ def _message(raw: msgspec.Raw, where: str) -> dict[str, Any]:
     if not message["content"].strip():
         # A call and a thought need no words, and a tool may have nothing to say.
         reasons = any(_text(entry[name], name).strip() for name in _REASONING if name in entry)
-        if not (calls or reasons or (role in ("tool", "function") and content is not None)):
+        if not (
+            (role == "assistant" and (calls or reasons))
+            or (role in ("tool", "function") and content is not None)
+        ):
             what = "null" if content is None else "empty"
             raise Fault(f"{where}: the content of this {role} turn is {what}")
     return message
@@ -257,12 +268,12 @@ def _calls(entry: Fields, where: str) -> list[msgspec.Raw]:
                   if "function" in fields else fields, where)  # fmt: skip
         return [_on_a_line(call) for call in calls]
     if "function_call" in entry:
-        return [_call(_unwrapped(entry["function_call"], where, "{"), where)]
+        return [_as_function(_unwrapped(entry["function_call"], where, "{"), where)]
     return []
 
 
-def _call(function: msgspec.Raw, where: str) -> msgspec.Raw:
-    """A call in the form of `tool_calls`, of a function's name and arguments."""
+def _as_function(function: msgspec.Raw, where: str) -> msgspec.Raw:
+    """What is offered or called in the form of `tools` and `tool_calls`."""
     _name(_decode_fields(function), where)
     return msgspec.Raw(_encode({"type": "function", "function": _on_a_line(function)}))
 
@@ -290,6 +301,12 @@ def _content(raw: msgspec.Raw | None, where: str) -> str:
             part = fields.get("text", msgspec.Raw(b"null"))
         texts.append(_text(part, f"{where}: a part of the content"))
     return "".join(texts)
+
+
+def _objects(fields: Fields, name: str) -> list[msgspec.Raw]:
+    """The objects of a list that a row may have."""
+    listed = _list(fields[name], name) if name in fields else ()
+    return [_on_a_line(_unwrapped(each, name, "{")) for each in listed]
 
 
 def _list(raw: msgspec.Raw, where: str) -> Sequence[msgspec.Raw]:
@@ -326,6 +343,11 @@ def _text(raw: msgspec.Raw, where: str) -> str:
         raise Fault(f"{where} must be text, not {_kind(raw)}")
     text: str = msgspec.json.decode(raw)
     return text
+
+
+def _truth(raw: msgspec.Raw) -> bytes:
+    """`true` or `false`, or whatever else stands there: CSV has text alone."""
+    return bytes(raw).strip(b'"').lower()
 
 
 def _is_null(raw: msgspec.Raw) -> bool:
