@@ -111,9 +111,10 @@ def test_an_invalid_row_is_named_by_file_line_and_reason(
     assert refusal(tmp_path, row).startswith(reason)
 
 
-def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "in.jsonl", [chat(1)])
-    path.write_bytes(path.read_bytes() + path.read_bytes().replace(b"answer", b"\xff"))
+@pytest.mark.parametrize("word", [b"answer", b"unread"])
+def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path, word: bytes) -> None:
+    path = write(tmp_path / "in.jsonl", [chat(1) | {"id": "unread"}])
+    path.write_bytes(path.read_bytes() + path.read_bytes().replace(word, b"\xff"))
     with pytest.raises(DataError, match=r"in\.jsonl:2: not UTF-8: byte 0xff at column"):
         prepare(tmp_path / "run", path)
 
@@ -290,10 +291,12 @@ def test_null_content_of_a_tool_call_becomes_empty_and_the_call_keeps_its_bytes(
     }
 
 
-def test_functions_of_older_data_sets_are_the_tools(tmp_path: Path) -> None:
+@pytest.mark.parametrize("called", [True, False])
+def test_functions_of_older_data_sets_are_the_tools(tmp_path: Path, called: bool) -> None:
     call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
     function = '{"name": "f", "parameters": {"n": 1.0e2}}'
-    row = json.dumps({"messages": [*turns("q"), call], "functions": [0]})
+    said = [*turns("q"), call] if called else turns("q", "a")
+    row = json.dumps({"messages": said, "functions": [0]})
     one(tmp_path, row.replace("[0]", f"[{function}]"))
     line = (tmp_path / "dataset" / "train.jsonl").read_text()
     assert line.endswith(f',"tools":[{{"type":"function","function":{function}}}]}}\n')

@@ -90,6 +90,7 @@ class _Plain(msgspec.Struct, gc=False, omit_defaults=True):
     # Those that have a meaning are left to the closer reading: this one takes only null.
     system: None = None
     tools: None = None
+    functions: None = None
     unmask: None = None
 
 
@@ -168,18 +169,19 @@ def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = Fals
                     _encode_into(plain, encoded)
                     encoded += b"\n"
                     as_is = encoded == row and not rewrite
-                if as_is:
-                    places.append(AS_IS)
-                    digests.append(_digest(row))
-                else:
-                    places.append(REWRITTEN)
-                    line = bytes(encoded)
-                    rewritten.append(line)
-                    digests.append(_digest(line))
-                characters.append(at - said.empty)
-                turns.append(len(said.roles))
-                said.chats += 1
-                continue
+                if as_is or row.isascii() or _is_utf8(row):
+                    if as_is:
+                        places.append(AS_IS)
+                        digests.append(_digest(row))
+                    else:
+                        places.append(REWRITTEN)
+                        line = bytes(encoded)
+                        rewritten.append(line)
+                        digests.append(_digest(line))
+                    characters.append(at - said.empty)
+                    turns.append(len(said.roles))
+                    said.chats += 1
+                    continue
         if not row or row.isspace():
             places.append(NO_CHAT)
             continue
@@ -205,6 +207,15 @@ def read(rows: Iterable[bytes], schema: Schema = "auto", *, rewrite: bool = Fals
         if said.chats:
             found.roles[said.roles] += said.chats
     return found
+
+
+def _is_utf8(row: bytes) -> bool:
+    """Whether all of it is: what msgspec skips, it does not look at."""
+    try:
+        row.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _decode_nothing(_row: bytes) -> _Plain:
