@@ -9,6 +9,7 @@ all that follows up to the end-of-sequence token. Where it fails, this module di
 - A template that rewrites the assistant's words (drops earlier reasoning, splits at `</think>`)
   is rendered all the same; the turn counts from its header on.
 - `tools` are rendered, as they are when the model is used.
+- A turn of the assistant with `weight` 0 is neither learnt nor scored.
 
 Nothing here imports torch; transformers is imported once, to load the tokenizer.
 """
@@ -128,7 +129,7 @@ class ChatTokenizer:
         messages, tools = row["messages"], row.get("tools")
         found = []
         for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or not _counts(message):
                 continue
             history = messages[:turn]
             text = self.template.render(history, tools, generation_prompt=True)
@@ -198,8 +199,9 @@ class ChatTokenizer:
         """The rendered chat with markers around what is to be learnt."""
         messages, tools = row["messages"], row.get("tools")
         learnt = _learnt_roles(row)
+        wrapped = [_wrap(m) if m["role"] in learnt and _counts(m) else m for m in messages]
         try:
-            text = self.template.render([_wrap(m, learnt) for m in messages], tools)
+            text = self.template.render(wrapped, tools)
             if _is_balanced(text):
                 return text
             return self._marked_by_header(messages, tools)
@@ -209,7 +211,7 @@ class ChatTokenizer:
     def _marked_by_header(self, messages: Sequence[Message], tools: Any) -> str:
         """The same where the template rewrites the words: a turn is learnt from its header on."""
         ended = [
-            {**m, "content": m["content"] + _END} if m["role"] == "assistant" else m
+            {**m, "content": m["content"] + _END} if m["role"] == "assistant" and _counts(m) else m
             for m in messages
         ]
         text = self.template.render(ended, tools)
@@ -238,7 +240,8 @@ class ChatTokenizer:
         regions = _merged(regions)
         if not regions:
             raise TemplateError("the chat template renders no assistant turn", index)
-        roles = [m["role"] for m in row["messages"] if m["role"] in _learnt_roles(row)]
+        learnt = _learnt_roles(row)
+        roles = [m["role"] for m in row["messages"] if m["role"] in learnt and _counts(m)]
         labels = [MASKED] * len(ids)
         turns = stops = 0
         for number, (first, last, _) in enumerate(regions):
@@ -305,7 +308,7 @@ def _called(messages: Sequence[Message]) -> list[str]:
     calls = [
         call
         for message in messages
-        if message["role"] == "assistant"
+        if message["role"] == "assistant" and _counts(message)
         for call in message.get("tool_calls") or ()
     ]
     return [(call.get("function") or call)["name"] for call in calls]
@@ -318,9 +321,12 @@ def _learnt_roles(row: Mapping[str, Any]) -> set[str]:
     return {"assistant"}
 
 
-def _wrap(message: Message, learnt: set[str]) -> Message:
-    if message["role"] not in learnt:
-        return message
+def _counts(message: Message) -> bool:
+    """Whether the turn is learnt and scored if its role is."""
+    return bool(message.get("weight", 1))
+
+
+def _wrap(message: Message) -> Message:
     wrapped = dict(message)
     wrapped["content"] = f"{_BEGIN}{message['content']}{_END}"
     for name in ("reasoning_content", "thinking"):

@@ -101,6 +101,14 @@ def refusal(tmp_path: Path, row: Any) -> str:
             "'label' is false: the completion is one to avoid",
         ),
         ({"instruction": "q", "output": ""}, "'output' is empty"),
+        (
+            {"messages": [*turns("q"), {**turns("", "a")[1], "weight": 0}]},
+            "each assistant turn has 'weight' 0",
+        ),
+        (
+            {"messages": [*turns("q"), {**turns("", "a")[1], "weight": 0.5}]},
+            "messages[1].weight must be 0 or 1",
+        ),
         ({"messages": turns("q", "a"), "unmask": "yes"}, "'unmask' must be true or false"),
         ({"messages": turns("q", "a"), "tools": [1]}, "tools must be an object, not a number"),
     ],
@@ -289,6 +297,13 @@ def test_null_content_of_a_tool_call_becomes_empty_and_the_call_keeps_its_bytes(
         "content": "done",
         "reasoning_content": "r",
     }
+
+
+def test_a_turn_that_is_not_to_be_learnt_keeps_its_weight(tmp_path: Path) -> None:
+    said = [turn | {"weight": weight} for turn, weight in zip(turns(*"abcd"), "0011", strict=True)]
+    said[1]["weight"], said[3]["weight"] = 0, 1.0
+    found = one(tmp_path, {"messages": said})["messages"]
+    assert found == [*turns("a"), turns("", "b")[1] | {"weight": 0}, *turns("c", "d")]
 
 
 @pytest.mark.parametrize("called", [True, False])

@@ -116,6 +116,19 @@ def test_every_role_but_system_is_learnt_where_the_row_says_unmask(
     assert (encoded.ids, encoded.labels) == (theirs["input_ids"], theirs["labels"])
 
 
+@pytest.mark.parametrize("model", ["chatml_tools", "thinking"])
+def test_a_turn_without_weight_is_neither_learnt_nor_scored(
+    models: dict[str, Path], model: str
+) -> None:
+    tokenizer = ChatTokenizer.load(models[model])
+    weightless = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nRome.", "weight": 0}
+    row = {"messages": [SHORT[0], weightless, *SHORT]}
+    assert trained_text(tokenizer, row).rstrip("\n") == "Paris.<|im_end|>"
+    assert [prompt.turn for prompt in tokenizer.prompts(row)] == [3]
+    unmasked = trained_text(tokenizer, row | {"unmask": True})
+    assert SHORT[0]["content"] in unmasked and "Rome" not in unmasked
+
+
 def trained_text(tokenizer: ChatTokenizer, row: dict[str, Any]) -> str:
     encoded = tokenizer.encode([row])[0]
     learnt = [token for token in encoded.labels if token != MASKED]

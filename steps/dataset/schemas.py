@@ -1,8 +1,9 @@
 """What a row says by each schema: its chat in canonical form, or the reason why it is refused.
 
 Canonical is a line `{"messages":[...]}`, with `tools` and `unmask` where the row has them. A message
-has `role`, `content` (text), and those further keys that chat templates read; their values are kept
-byte for byte, because a number that Python reads and writes again may come out as another text.
+has `role`, `content` (text), `weight` 0 where a turn of the assistant is not to be learnt, and those further
+keys that chat templates read; their values are kept byte for byte, because a number that Python reads
+and writes again may come out as another text.
 """
 
 import functools
@@ -83,6 +84,8 @@ def _read_closely(row: bytes, schema: Schema) -> Chat:
     roles = tuple(message["role"] for message in messages)
     if problem := order(roles):
         raise Fault(problem)
+    if all("weight" in message for message in messages if message["role"] == "assistant"):
+        raise Fault("each assistant turn has 'weight' 0: there is nothing to learn")
     chat: dict[str, Any] = {"messages": messages}
     # OpenAI's older key holds the functions bare.
     if tools := _objects(fields, "tools"):
@@ -246,6 +249,11 @@ def _message(raw: msgspec.Raw, where: str) -> dict[str, Any]:
             message[name] = entry[name]
     if calls:
         message["tool_calls"] = calls
+    if role == "assistant" and "weight" in entry:
+        if (weight := bytes(entry["weight"]).strip(b'"')) not in (b"0", b"0.0", b"1", b"1.0"):
+            raise Fault(f"{where}.weight must be 0 or 1")
+        if weight[:1] == b"0":
+            message["weight"] = 0
     if not message["content"].strip():
         # A call and a thought need no words, and a tool may have nothing to say.
         reasons = any(_text(entry[name], name).strip() for name in _REASONING if name in entry)
