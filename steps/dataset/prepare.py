@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps import files, record
+from steps import files, record, report
 from steps.dataset import chats, intake, output, reader, split
 from steps.dataset.intake import Checked, Intake
 from steps.dataset.params import DatasetParams, Schema
@@ -57,13 +57,7 @@ def prepare(params: DatasetParams, run: Run) -> Result:
             stack.callback(beside.shutdown, cancel_futures=True)
             stack.callback(stopped.set)
             if pool:
-                beside.submit(_load_early)
-            # hashlib lets other threads run, so digests cost little beside the reading.
-            digests = {
-                file.path: beside.submit(_sha256, file, stopped)
-                for one in fetched.values()
-                for file in one.files
-            }
+                beside.submit(_load_numpy)
             portions = [Portion(one.uri, one.weight, one.held_out) for one in opened.values()]
             found = _take_in(
                 list(fetched.values()),
@@ -74,16 +68,20 @@ def prepare(params: DatasetParams, run: Run) -> Result:
                 rejects=rejects,
                 pool=pool,
             )
-        for name, one in opened.items():
-            if one.source.asset() != run.inputs[name]:
-                raise TransientError(
-                    f"{one.uri}: it changed while it was read; run the same command again"
-                )
+        _refuse_changed(opened, run)
         rejects.refuse(portions, skip=params.on_invalid == "skip")
+        # Beside the writing, which leaves cores idle as the reading does not.
+        digests = {
+            file.path: beside.submit(_sha256, file, stopped)
+            for one in fetched.values()
+            for file in one.files
+        }
+        beside.submit(report.template)
         selection = select(found.kept.digests, portions, params)
         verdicts = selection.verdicts
         outputs = output.write_splits(found, verdicts, workspace)
         sha256 = {path: done.result() for path, done in digests.items()}
+        _refuse_changed(opened, run)
         described = _described(opened, fetched, sha256)
     if params.on_invalid == "skip":
         outputs["rejected"] = Asset.of(workspace.rejected_rows, workspace)
@@ -175,13 +173,18 @@ def _take_in(
         return intake.take_in(pieces(), spool, schema=schema, on_piece=on_piece, pool=pool)
 
 
-def _load_early() -> None:
+def _refuse_changed(opened: Mapping[str, Opened], run: Run) -> None:
+    """Raise TransientError where a source is no longer what the step began with."""
+    for name, one in opened.items():
+        if one.source.asset() != run.inputs[name]:
+            raise TransientError(
+                f"{one.uri}: it changed while it was read; run the same command again"
+            )
+
+
+def _load_numpy() -> None:
     """Load what is needed after the reading, while other processes do that."""
     import numpy  # noqa: F401
-
-    from steps import report
-
-    report.template()
 
 
 def _sha256(file: DataFile, stopped: threading.Event) -> str:
