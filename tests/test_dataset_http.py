@@ -132,8 +132,50 @@ def test_a_server_that_gives_less_than_the_range_is_asked_for_the_rest(
     assert ranges(server) == ["", "bytes=1000-", f"bytes={line}-"]
 
 
-def test_a_redirect_to_what_is_no_address_is_a_data_error(tmp_path: Path, server: Files) -> None:
-    server.answer(PATH, Answer(302, {"Location": "http://[s1gned/"}))
+def test_a_piece_that_may_stop_short_of_the_end_is_not_taken_for_the_rest(
+    tmp_path: Path, server: Files
+) -> None:
+    content = jsonl(ROWS)
+    line = content.index(b"\n", 2000) + 1  # the piece ends with a row, so no row shows the loss
+    sent = {
+        "ETag": f'"{hashlib.md5(content).hexdigest()}"',
+        "Content-Range": f"bytes 1000-{line - 1}/*",
+    }
+    server.answer(PATH, Answer(cut=1000), Answer(206, sent, content[1000:line]))
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [Answer(503, {"Retry-After": "\xb2"})],
+        [Answer(503, {"Retry-After": "Fri, 31 Dec 99999999999 23:59:59 GMT"})],
+        [Answer(cut=1000), Answer(206, {"Content-Range": f"bytes 1000-2000/{'9' * 5000}"})],
+        [Answer(cut=1000), Answer(206, {"Content-Range": f"bytes {'9' * 5000}-2000/3000"})],
+    ],
+)
+def test_numbers_in_headers_that_are_none_are_not_heeded(
+    tmp_path: Path, server: Files, monkeypatch: pytest.MonkeyPatch, answers: list[Answer]
+) -> None:
+    monkeypatch.setattr("steps.retries.FIRST_WAIT", 0.0)
+    server.answer(PATH, *answers)
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("length", ["\xb2", "9" * 5000])
+def test_a_length_that_is_none_is_not_heeded(tmp_path: Path, server: Files, length: str) -> None:
+    server.headers |= {"Content-Length": length, "Connection": "close"}
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("location", ["http://[s1gned/", "file:///etc/passwd", "ftp://host/s1gned"])
+def test_a_redirect_to_what_is_no_address_is_a_data_error(
+    tmp_path: Path, server: Files, location: str
+) -> None:
+    server.answer(PATH, Answer(302, {"Location": location}))
     with pytest.raises(DataError, match="it redirects to what is no address"):
         prepare(tmp_path, server.url + PATH)
 
@@ -184,9 +226,18 @@ def test_bytes_that_do_not_fit_the_servers_digest_are_fetched_again(
     assert rows(tmp_path) == ROWS
 
 
-def test_bytes_that_stay_wrong_are_refused(tmp_path: Path, server: Files) -> None:
-    server.headers["Content-MD5"] = base64.b64encode(b"x" * 16).decode()
-    with pytest.raises(DataError, match="corrupt: its md5 is"):
+@pytest.mark.parametrize(
+    ("header", "value", "told"),
+    [
+        ("Content-MD5", base64.b64encode(b"x" * 16).decode(), "its md5 is"),
+        ("Content-Digest", f"sha-256=:{base64.b64encode(b'x' * 32).decode()}:", "its sha256 is"),
+    ],
+)
+def test_bytes_that_stay_wrong_are_refused(
+    tmp_path: Path, server: Files, header: str, value: str, told: str
+) -> None:
+    server.headers[header] = value
+    with pytest.raises(DataError, match=f"corrupt: {told}"):
         prepare(tmp_path, server.url + PATH)
 
 
@@ -223,6 +274,28 @@ def test_packed_rows_are_unpacked_here_whatever_the_server_says_of_them(
     server.headers["Content-Encoding"] = "gzip"
     prepare(tmp_path, server.url + PATH, data_split=1.0)
     assert rows(tmp_path) == ROWS
+
+
+def test_rows_packed_as_nobody_asked_are_refused_by_the_packing(
+    tmp_path: Path, server: Files
+) -> None:
+    server.answer(PATH, Answer(headers={"Content-Encoding": "br"}, content=b"\x8b\x02"))
+    with pytest.raises(DataError, match=r"packs the file by itself \(br\)"):
+        prepare(tmp_path, server.url + PATH)
+
+
+@pytest.mark.parametrize("token", ["t\u20ack", "two\nlines", "Bearer token"])
+def test_a_token_that_is_none_is_refused_before_it_is_sent(
+    tmp_path: Path, server: Files, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HTTP_BEARER_TOKEN", token)
+    for run in (check, prepare):
+        with pytest.raises(
+            CredentialsError, match=r"http-token \(key HTTP_BEARER_TOKEN\)"
+        ) as refused:
+            run(tmp_path, server.url + PATH)
+        assert token not in str(refused.value)
+    assert not server.requests
 
 
 def test_the_token_is_sent_but_not_to_another_host(

@@ -175,10 +175,15 @@ def position(content_range: str) -> tuple[int, int | None]:
 
     (0, None) of an answer without one, which brings the file from its beginning.
     """
-    found = re.match(r"bytes (\d+)-\d+/(\d+)?", content_range)
-    if found is None:
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range.strip())
+    if found is None or (begins := number(found[1])) is None:
         return 0, None
-    return int(found[1]), int(found[2]) if found[2] else None
+    return begins, number(found[2])
+
+
+def number(text: str) -> int | None:
+    """A number in a header, which a server may fill with anything."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def from_base64(text: str) -> str:

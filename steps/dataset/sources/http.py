@@ -3,6 +3,7 @@
 import email.utils
 import ipaddress
 import logging
+import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from steps import logs
 from steps.dataset.sources import DataFile, Fetched
-from steps.dataset.sources.download import Body, Download, from_base64, position
+from steps.dataset.sources.download import Body, Download, from_base64, number, position
 from steps.errors import ConfigError, CredentialsError, DataError, StepError, UsageError
 from steps.record import Asset
 from steps.retries import TryAgain, persist
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 _TIMEOUT = (10, 60)
 """Seconds to connect, and without a byte."""
 _CHUNK = 1 << 20
+_UNREADABLE = ("br", "compress", "deflate", "x-compress")
+"""Values of Content-Encoding: the reader tells gzip and zstd by the bytes, and some servers say anything."""
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524)
 
 
@@ -50,6 +53,11 @@ class Http:
             logs.hide(value)  # a signature; libraries quote it in their messages
         self.name = self.public.partition("?")[0]
         self.token = environment("HTTP_BEARER_TOKEN")
+        if not re.fullmatch("[!-~]*", self.token):
+            raise CredentialsError(
+                f"{self.public}: the token in the secret http-token (key HTTP_BEARER_TOKEN) has blanks, "
+                "line breaks or other characters in it that no token has; put the bare token there"
+            )
         if self.token and parts.scheme == "http" and not _is_loopback(host):
             log.warning("%s: the token of secret http-token is not sent over http", self.public)
             self.token = ""
@@ -72,17 +80,27 @@ class Http:
         answer = self._answer(resume)
         # The size by Content-Range: a server may give less at a time than was asked for.
         begins, total = position(answer.headers.get("Content-Range", ""))
-        resumed = answer.status_code == 206 and begins == offset and _etag(answer.headers) == etag
+        # One that does not say the size may stop short of the end unnoticed.
+        resumed = (
+            answer.status_code == 206
+            and begins == offset
+            and total is not None
+            and _etag(answer.headers) == etag
+        )
         if resume and not resumed and answer.status_code != 200:
             answer.close()
             answer = self._answer({})
-        start, size = (offset, total) if resumed else (0, None)
-        rest = answer.headers.get("Content-Length", "")
-        if size is None and rest.isdigit():
-            size = start + int(rest)
+        size = total if resumed else number(answer.headers.get("Content-Length", ""))
+        packed = answer.headers.get("Content-Encoding", "").lower()
+        if packed in _UNREADABLE:
+            answer.close()
+            raise DataError(
+                f"{self.name}: the server packs the file by itself ({packed}), which it was asked not "
+                "to: have it sent as it is, or as gzip"
+            )
         return Body(
             chunks=self._chunks(answer, first=not resumed),
-            offset=start,
+            offset=offset if resumed else 0,
             size=size,
             etag=_etag(answer.headers),
             digests=_digests(answer.headers, whole=not resumed),
@@ -124,10 +142,15 @@ class Http:
                 f"{self.name}: the server's certificate is not trusted: {_reason(error)}; "
                 "name the file of its CA in REQUESTS_CA_BUNDLE"
             ) from None
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+        except requests.exceptions.InvalidURL as error:
             raise UsageError(f"{self.name}: not an address to fetch: {_reason(error)}") from None
         except requests.exceptions.TooManyRedirects:
             raise DataError(f"{self.name}: it redirects without end") from None
+        except requests.exceptions.InvalidSchema:  # ours is one
+            raise DataError(
+                f"{self.name}: it redirects to what is no address of the web; give the address of the "
+                "file itself"
+            ) from None
         except requests.exceptions.RequestException as error:
             raise TryAgain(f"no answer: {_reason(error)}") from None
         except ValueError:  # of urllib's, which requests lets through
@@ -159,9 +182,9 @@ def _etag(headers: Mapping[str, str]) -> str:
 
 
 def _digests(headers: Mapping[str, str], *, whole: bool) -> dict[str, str]:
-    """The file's digests by RFC 9530 (Repr-Digest) and RFC 3230 (Digest), its whole body's by MD5."""
+    """The file's digests by RFC 9530 (Repr-Digest) and RFC 3230 (Digest), and those of its whole body."""
     found = {"md5": from_base64(headers.get("Content-MD5", ""))} if whole else {}
-    for header in ("Repr-Digest", "Digest"):
+    for header in ("Repr-Digest", "Digest", *(["Content-Digest"] if whole else [])):
         for item in headers.get(header, "").split(","):
             name, _, value = item.strip().partition("=")
             algorithm = name.lower().replace("-", "")
@@ -173,10 +196,12 @@ def _digests(headers: Mapping[str, str], *, whole: bool) -> dict[str, str]:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as the server asks for: a number of them, or a date."""
     text = headers.get("Retry-After", "").strip()
-    if text.isdigit():
-        return float(text)
-    moment = email.utils.parsedate_tz(text) if text else None
-    return max(email.utils.mktime_tz(moment) - time.time(), 0.0) if moment else None
+    if (seconds := number(text)) is not None:
+        return float(seconds)
+    try:
+        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):  # no date, or none that there will be
+        return None
 
 
 def _is_loopback(host: str) -> bool:
