@@ -37,9 +37,10 @@ def locate(uri: str, run: Run) -> Path:
     if not path.exists():
         raise DataError(f"{uri}: there is no {path}")
     for entry in chain([path], _links(path)):
-        if not entry.resolve().is_relative_to(root):
+        target = Path(os.path.realpath(entry))  # resolve() fails at a link to itself
+        if not target.is_relative_to(root):
             raise DataError(
-                f"{uri}: a link leads out of the claim: {entry} is {entry.resolve()}; "
+                f"{uri}: a link leads out of the claim: {entry} is {target}; "
                 "put the file itself on the claim"
             )
     return path.resolve()

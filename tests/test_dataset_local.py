@@ -1,17 +1,20 @@
 """Absolute paths and claims; and the step as a command: exit codes, checks, kills, full disks."""
 
+import errno
 import json
+import logging
 import os
 import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from steps.errors import DataError, UsageError
-from tests.dataset_runs import chat, check, command, prepare, rows, write
+from tests.dataset_runs import chat, check, command, jsonl, prepare, rows, write
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
@@ -99,6 +102,66 @@ def test_a_claim_is_read_where_it_is_mounted(tmp_path: Path) -> None:
     for name in ("chats.jsonl", "", "*.jsonl"):
         prepare(tmp_path / "run", f"pvc://data/sets/{name}", bound)
         assert rows(tmp_path / "run") == [chat(1)]
+
+
+def test_a_name_on_a_claim_may_have_the_characters_of_patterns(tmp_path: Path) -> None:
+    write(tmp_path / "claims" / "data" / "a[1].jsonl", [chat(1)])
+    write(tmp_path / "claims" / "data" / "sub[x]" / "b.jsonl", [chat(2)])
+    bound = {"claims": tmp_path / "claims"}
+    for name, number in (("a[1].jsonl", 1), ("sub[x]", 2)):
+        prepare(tmp_path / "run", f"pvc://data/{name}", bound)
+        assert rows(tmp_path / "run") == [chat(number)]
+
+
+@pytest.mark.parametrize("target", ["gone.jsonl", "link.jsonl"])
+@pytest.mark.parametrize("uri", ["pvc://data/sets", "{folder}", "{folder}/*.jsonl"])
+def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path, uri: str, target: str) -> None:
+    folder = tmp_path / "claims" / "data" / "sets"
+    write(folder / "chats.jsonl", [chat(1)])
+    (folder / "link.jsonl").symlink_to(target)
+    with pytest.raises(DataError, match=r"link\.jsonl: a link to what is not there"):
+        check(tmp_path / "run", uri.format(folder=folder), {"claims": tmp_path / "claims"})
+
+
+def test_a_link_to_a_folder_is_said_not_to_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "data" / "chats.jsonl", [chat(1)])
+    write(tmp_path / "more" / "chats.jsonl", [chat(2)])
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "more")
+    with caplog.at_level(logging.WARNING):
+        prepare(tmp_path / "run", tmp_path / "data")
+    assert rows(tmp_path / "run") == [chat(1)]
+    assert "data/more is a link to a folder: not read" in caplog.text
+
+
+def test_a_name_that_is_not_utf_8_is_a_data_error(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    Path(tmp_path, "data", os.fsdecode(b"caf\xe9.jsonl")).write_bytes(jsonl([chat(1)]))
+    failed = command(tmp_path / "run", tmp_path / "data")
+    assert failed.returncode == 65
+    assert r"'caf\udce9.jsonl'" in failed.stderr and "is not UTF-8" in failed.stderr
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "chats.jsonl", [chat(1)])
+    closed = tmp_path / "data" / "more"
+    write(closed / "chats.jsonl", [chat(2)])
+    (tmp_path / "data" / "lost+found").mkdir(mode=0)
+    read = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name in ("more", "lost+found"):  # root may read all
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return read(path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.scandir", scandir)
+        with pytest.raises(PermissionError, match="data/more"):
+            check(tmp_path / "run", tmp_path / "data")
+    (closed / "chats.jsonl").unlink()
+    closed.rmdir()
+    check(tmp_path / "run", tmp_path / "data")
 
 
 def test_the_runs_own_volume_is_a_claim(tmp_path: Path) -> None:

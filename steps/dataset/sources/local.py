@@ -2,6 +2,9 @@
 
 import hashlib
 import logging
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from steps import claims
@@ -38,22 +41,17 @@ class Local:
     def _files(self) -> list[DataFile]:
         parts = self.uri.rstrip("/").split("/")
         wild = next((i for i, part in enumerate(parts) if is_pattern(part)), len(parts))
-        if Path(self.uri).exists():  # a name may have such characters in it
-            wild = len(parts)
         base, pattern = "/".join(parts[:wild]), "/".join(parts[wild:])
-        path = (
-            claims.locate(base, self.run) if base.startswith(claims.SCHEME) else Path(base or "/")
-        )
+        path = self._path(base)
+        if pattern and (path / pattern).exists():  # a name may have such characters in it
+            base, pattern = "/".join(parts), ""
+            path = self._path(base)
         if path.is_file() and not pattern:
             return [DataFile(base, path)]
         if not path.is_dir():
             where = "" if str(path) == self.uri else f" ({path})"
             raise DataError(f"{self.uri}: there is no such file or folder{where}; check the path")
-        names = [
-            name
-            for file in path.rglob("*")
-            if file.is_file() and is_data(name := file.relative_to(path).as_posix())
-        ]
+        names = [name for name in self._below(path) if is_data(name)]
         if pattern:
             chosen = sorted(name for name in names if matches(name, pattern))
         else:
@@ -66,4 +64,39 @@ class Local:
                 f"{self.uri}: nothing in {path} {wanted} "
                 "(.jsonl, .json, .parquet, .csv, .arrow; .gz and .zst of them)"
             )
+        for name in chosen:
+            if re.search("[\ud800-\udfff]", name):
+                raise DataError(
+                    f"{self.uri}: {name!a} in {path}: its name is not UTF-8: rename the file"
+                )
+            if not (path / name).exists():
+                raise DataError(
+                    f"{base}/{name}: a link to what is not there: mend it, or remove it"
+                )
         return [DataFile(f"{base}/{name}", path / name) for name in chosen]
+
+    def _path(self, base: str) -> Path:
+        on_claim = base.startswith(claims.SCHEME)
+        return claims.locate(base, self.run) if on_claim else Path(base or "/")
+
+    def _below(self, folder: Path) -> Iterator[str]:
+        """The paths of the files in the folder and those below it; OSError where one may not be read."""
+
+        def refuse(error: OSError) -> None:
+            raise error
+
+        for parent, folders, names in os.walk(folder, onerror=refuse):
+            # No rows lie there; and of a volume's lost+found only root sees what does.
+            folders[:] = [n for n in folders if n != "lost+found" and not n.startswith((".", "_"))]
+            inside = Path(parent).relative_to(folder)
+            for name in names:
+                path = Path(parent, name)
+                if path.is_file() or (path.is_symlink() and not path.exists()):
+                    yield (inside / name).as_posix()
+            for name in folders:
+                if Path(parent, name).is_symlink():
+                    log.warning(
+                        "%s: %s is a link to a folder: not read; name the folder itself",
+                        self.uri,
+                        Path(parent, name),
+                    )
