@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,34 @@ def test_what_is_not_there_is_named_by_bucket_and_key(tmp_path: Path, uri: str, 
     assert told in refusal(tmp_path, uri, DataError)
 
 
+def test_a_long_name_in_another_script_is_read(tmp_path: Path, server: S3) -> None:
+    key = "long/" + "\u4e2d" * 100 + ".jsonl"
+    server.put(key, jsonl(ROWS))
+    prepare(tmp_path, f"s3://{BUCKET}/{key}", data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
+)
+def test_a_credential_that_is_none_is_refused_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "s3cret\nvalue")
+    told = refusal(tmp_path, URI, CredentialsError)
+    assert f"{name} in the secret s3-secret" in told and "s3cret" not in told
+
+
+def test_an_endpoint_without_tls_is_told_from_one_that_is_not_trusted(
+    tmp_path: Path, server: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_S3_ENDPOINT", server.url.removeprefix("http://"))
+    assert "speaks no TLS" in refusal(tmp_path, URI, ConfigError)
+    with pytest.raises(ConfigError, match="speaks no TLS"):
+        check(tmp_path, f"{server.url.replace('http', 'https')}/x.jsonl")
+
+
 def test_the_command_shows_no_credential(tmp_path: Path, server: S3) -> None:
     done = command(tmp_path, URI, "--verbosity=DEBUG")
     assert done.returncode == 0, done.stderr
@@ -206,8 +234,24 @@ class Failing(BaseHTTPRequestHandler):
     """Whether neither length nor ETag are sent."""
     ranges = True
     """Whether Range is heeded."""
+    placed = True
+    """Whether a piece says where it lies."""
+    keys: Sequence[str] = ()
+    """What is listed, a key at a time, as before ListObjectsV2."""
 
     def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        if "prefix" in query:
+            after = query.get("marker", [""])[0]
+            first, *rest = [key for key in self.keys if key > after]
+            listed = f"<Contents><Key>{first}</Key></Contents>"
+            cut = f"<IsTruncated>{str(bool(rest)).lower()}</IsTruncated>"
+            page = f"<ListBucketResult>{cut}{listed}</ListBucketResult>".encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+            return
         self.asked.append(self.headers.get("Range", ""))
         act = self.plan.pop(0) if self.plan else "serve"
         if act == "fail":
@@ -237,7 +281,7 @@ class Failing(BaseHTTPRequestHandler):
         if self.whole:
             sent = base64.b64encode(hashlib.sha256(self.content).digest()).decode()
             self.send_header("x-amz-checksum-sha256", sent)
-        if start:
+        if start and self.placed:
             total = len(self.content)
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         self.end_headers()
@@ -301,6 +345,25 @@ def test_a_dropped_download_goes_on_where_it_stopped(
     prepare(tmp_path, URI, data_split=1.0)
     assert rows(tmp_path) == ROWS
     assert failing.asked == ["", "", "bytes=500-"]
+
+
+def test_a_piece_that_does_not_say_where_it_lies_is_not_taken_for_the_object(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.parts, failing.placed = True, False
+    failing.plan[:] = ["serve", "drop"]
+    prepare(tmp_path, URI, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+    assert failing.asked == ["", "", "bytes=500-", ""]
+
+
+def test_a_listing_in_pages_of_the_first_version_is_read_to_its_end(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.keys = ["many/a.jsonl", "many/b.jsonl", "many/c.jsonl"]
+    result = prepare(tmp_path, f"s3://{BUCKET}/many/", data_split=1.0)
+    names = [file["name"] for file in result.details["source"]["files"]]
+    assert names == [f"s3://{BUCKET}/{key}" for key in failing.keys]
 
 
 def test_a_server_that_heeds_no_range_is_read_from_the_start_again(

@@ -84,7 +84,9 @@ class Download:
         self.name, self._open = name, open_body
         # Two objects of one name must not meet in one file; the ending tells the format.
         key = hashlib.sha256(name.encode()).hexdigest()[:16]
-        self.path = into / f"{key}-{name.rpartition('/')[2][-80:]}"
+        # Bytes: a name has at most 255, and `.partial` and the like are put behind.
+        last = name.rpartition("/")[2].encode()[-80:].decode(errors="ignore")
+        self.path = into / f"{key}-{last}"
         self._partial = self.path.with_name(f"{self.path.name}.partial")
         self._receipt = self.path.with_name(f"{self.path.name}.receipt")
         self._furthest = 0

@@ -138,6 +138,10 @@ class Http:
             answer = session.get(self.uri, headers=sent, stream=True, timeout=_TIMEOUT)
         # `from None`: these errors quote addresses whole, with the signatures of redirects.
         except requests.exceptions.SSLError as error:
+            if "WRONG_VERSION_NUMBER" in str(error):
+                raise ConfigError(
+                    f"{self.name}: the server speaks no TLS; if it is one of http, write http://"
+                ) from None
             raise ConfigError(
                 f"{self.name}: the server's certificate is not trusted: {_reason(error)}; "
                 "name the file of its CA in REQUESTS_CA_BUNDLE"

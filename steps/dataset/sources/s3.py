@@ -120,7 +120,15 @@ class S3:
                 f"{self.uri}: S3 credentials misconfigured: the secret s3-secret has no "
                 f"{names[bool(key)]}; fill both keys"
             )
-        return key, secret, environment("AWS_SESSION_TOKEN") or None
+        token = environment("AWS_SESSION_TOKEN")
+        for name, value in zip((*names, "AWS_SESSION_TOKEN"), (key, secret, token), strict=True):
+            # They become headers, and botocore quotes whole what cannot be one.
+            if not re.fullmatch("[!-~]*", value):
+                raise CredentialsError(
+                    f"{self.uri}: {name} in the secret s3-secret has blanks, line breaks or other "
+                    "characters in it that no key has; put the bare value there"
+                )
+        return key, secret, token or None
 
     def _keys(self) -> list[str]:
         """The key itself, or those below it as a folder, or those that fit the pattern."""
@@ -152,13 +160,19 @@ class S3:
     def _list(self, prefix: str) -> list[str]:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        pages = self._client.get_paginator("list_objects_v2")
         try:
-            return [
-                item["Key"]
-                for page in pages.paginate(Bucket=self.bucket, Prefix=prefix)
-                for item in page.get("Contents", [])
+            pages: list[Any] = [
+                *self._client.get_paginator("list_objects_v2").paginate(
+                    Bucket=self.bucket, Prefix=prefix
+                )
             ]
+            if pages[-1].get("IsTruncated"):  # old servers answer as to the first version of it
+                pages = [
+                    *self._client.get_paginator("list_objects").paginate(
+                        Bucket=self.bucket, Prefix=prefix
+                    )
+                ]
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
         except (ClientError, BotoCoreError) as error:
             raise self._told(error, prefix) from error
 
@@ -184,6 +198,11 @@ class S3:
             answer = self._get(key)
         # Not every server that speaks S3 heeds Range, or says what AWS says.
         begins, size = position(answer.get("ContentRange", ""))
+        partial = answer["ResponseMetadata"]["HTTPStatusCode"] == 206
+        if partial and (begins != offset or size is None):
+            answer["Body"].close()
+            answer = self._get(key)
+            begins, size = 0, None
         if size is None and "ContentLength" in answer:
             size = begins + answer["ContentLength"]
         digests, part = _digests(answer), 0
@@ -250,6 +269,11 @@ class S3:
             )
         if isinstance(error, boto.ProfileNotFound | boto.ConfigParseError):
             return ConfigError(f"{where}: {error}; check AWS_PROFILE and AWS_CONFIG_FILE")
+        if isinstance(error, boto.SSLError) and "WRONG_VERSION_NUMBER" in str(error):
+            return ConfigError(
+                f"{where}: the server speaks no TLS; if it is one of http, write http:// before its "
+                "address in AWS_ENDPOINT_URL"
+            )
         if isinstance(error, boto.SSLError):
             return ConfigError(
                 f"{where}: the server's certificate is not trusted; "
