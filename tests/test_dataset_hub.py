@@ -227,6 +227,26 @@ def test_the_signature_of_the_hubs_links_is_shown_nowhere(hub: Hub, tmp_path: Pa
     assert not [text for text in [*(done.stderr for done in shown), logged] if SIGNATURE in text]
 
 
+def test_a_file_that_is_cut_short_is_transient_and_shows_no_signature(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.cut = 100
+    try:
+        failed = run(hub, tmp_path, "hf://org/splits")
+    finally:
+        hub.cut = None
+    assert failed.returncode == 75
+    assert "fewer or more bytes than it lists" in failed.stderr
+    assert SIGNATURE not in failed.stderr
+
+
+def test_a_token_that_is_none_is_refused_and_not_shown(hub: Hub, tmp_path: Path) -> None:
+    failed = run(hub, tmp_path, "hf://org/plain", HF_TOKEN="hf_s3\ncret")
+    assert failed.returncode == 77
+    assert "the secret hf-token (key HF_TOKEN)" in failed.stderr
+    assert "cret" not in failed.stderr.replace("secret", "")
+
+
 def test_what_is_repeated_by_the_hubs_client_shows_no_signature(hub: Hub, tmp_path: Path) -> None:
     hub.cdn_failures[:] = [429]
     done = run(hub, tmp_path, "hf://org/splits")

@@ -20,6 +20,7 @@ from steps import files, hub_errors
 from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
 from steps.entrypoint import Run
 from steps.errors import (
+    CredentialsError,
     DataError,
     StepError,
     TransientError,
@@ -85,6 +86,11 @@ class Hub:
         self.name = f"hf://{self.address.repository}"
         # None lets the hub's client look for the token of `hf auth login`.
         self.token = preferred(token, HF_TOKEN, "HF_TOKEN") or None
+        if not re.fullmatch("[!-~]*", self.token or ""):  # the client would quote it whole
+            raise CredentialsError(
+                f"{self.uri}: the token in the secret hf-token (key HF_TOKEN) has blanks, line breaks "
+                "or other characters in it that no token has; put the bare token there"
+            )
 
     def asset(self) -> Asset:
         """The address: which commit it stands for is fixed by the run that downloads it."""
@@ -234,6 +240,11 @@ class Hub:
         except (HTTPError, OSError, ValueError) as error:
             if volume_error(error):
                 raise
+            if "Consistency check failed" in str(error):  # goes on with the link and its signature
+                raise TransientError(
+                    f"{self.name}/{file.path}: the hub sends fewer or more bytes than it lists "
+                    f"({file.size:,}); run the same command again later"
+                ) from None
             told = self._told(error)
             if isinstance(told, TryAgain):
                 told = TransientError(
