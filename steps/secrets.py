@@ -6,9 +6,12 @@ the step itself says which secret and key it misses.
 
 import logging
 import os
+import re
 from dataclasses import dataclass
 
 from pydantic import SecretStr
+
+from steps.errors import CredentialsError
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,25 @@ PULL_SECRET = Secret(
 def environment(key: str) -> str:
     """The variable's value without white space around it; empty where it is not set."""
     return os.environ.get(key, "").strip()
+
+
+def in_header(value: str, secret: Secret, key: str) -> str:
+    """The secret's value, if it can stand in a header, as tokens and keys do.
+
+    Raises CredentialsError where it cannot: libraries quote it whole when they say so.
+    """
+    if not re.fullmatch("[!-~]*", value):
+        raise CredentialsError(
+            f"the secret {secret.name} (key {key}): blanks, line breaks or other characters that no "
+            "token has are in it; put the bare value there"
+        )
+    return value
+
+
+def hf_token(parameter: SecretStr) -> str:
+    """The token for the Hugging Face Hub; empty for none. Raises what `in_header` raises."""
+    key = "HF_TOKEN"
+    return in_header(preferred(parameter, HF_TOKEN, key), HF_TOKEN, key)
 
 
 def preferred(parameter: SecretStr, secret: Secret, key: str) -> str:

@@ -199,6 +199,13 @@ def test_a_gated_model_is_fetched_with_a_token_that_is_shown_nowhere(
     assert not any(TOKEN.encode() in content for content in written)
 
 
+def test_a_token_with_a_line_break_is_refused_and_not_shown(fetch: Fetch) -> None:
+    refused = fetch("acme/gated", HF_TOKEN="hf_s3\ncret")
+    assert refused.returncode == 77
+    assert "the secret hf-token (key HF_TOKEN): blanks, line breaks" in refused.stderr
+    assert "hf_s3" not in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("model", "token", "code", "told"),
     [

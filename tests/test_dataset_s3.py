@@ -193,7 +193,7 @@ def test_a_credential_that_is_none_is_refused_and_not_shown(
 ) -> None:
     monkeypatch.setenv(name, "s3cret\nvalue")
     told = refusal(tmp_path, URI, CredentialsError)
-    assert f"{name} in the secret s3-secret" in told and "s3cret" not in told
+    assert f"the secret s3-secret (key {name})" in told and "s3cret" not in told
 
 
 def test_an_endpoint_without_tls_is_told_from_one_that_is_not_trusted(

@@ -11,7 +11,7 @@ from steps.errors import DataError
 from steps.evaluate import data_sets, tasks
 from steps.evaluate.params import EvaluateParams
 from steps.record import Asset, Result
-from steps.secrets import HF_TOKEN, preferred
+from steps.secrets import hf_token
 
 
 def check(params: EvaluateParams, run: Run) -> None:
@@ -54,7 +54,7 @@ def main(params: EvaluateParams, run: Run) -> Result:
 
 def _token(params: EvaluateParams) -> str:
     """The token for the hub, left also where the data sets of tasks look for it."""
-    token = preferred(params.hf_token, HF_TOKEN, "HF_TOKEN")
+    token = hf_token(params.hf_token)
     if token:
         os.environ["HF_TOKEN"] = token
     return token

@@ -12,7 +12,7 @@ from steps.chat_template import ChatTemplate
 from steps.entrypoint import Run
 from steps.errors import DataError
 from steps.record import Asset, Record, Result
-from steps.secrets import HF_TOKEN, PULL_SECRET, preferred
+from steps.secrets import PULL_SECRET, hf_token, preferred
 from steps.tokens import read_template
 from steps.train import launcher
 from steps.train.params import TrainParams
@@ -101,7 +101,7 @@ def _data(run: Run) -> Record:
 
 def _credentials(params: TrainParams) -> dict[str, str]:
     return {
-        "hf_token": preferred(params.hf_token, HF_TOKEN, "HF_TOKEN"),
+        "hf_token": hf_token(params.hf_token),
         "pull_secret": preferred(params.pull_secret, PULL_SECRET, "OCI_PULL_SECRET_MODEL_DOWNLOAD"),
     }
 

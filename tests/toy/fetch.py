@@ -8,7 +8,7 @@ from steps import base_model, entrypoint
 from steps.entrypoint import Run
 from steps.params import Man, StepParams
 from steps.record import Asset, Result
-from steps.secrets import HF_TOKEN, PULL_SECRET, Secret, preferred
+from steps.secrets import HF_TOKEN, PULL_SECRET, Secret, hf_token, preferred
 
 
 class FetchParams(StepParams):
@@ -39,7 +39,7 @@ def main(params: FetchParams, run: Run) -> Result:
 def _credentials() -> dict[str, str]:
     none = SecretStr("")
     return {
-        "hf_token": preferred(none, HF_TOKEN, "HF_TOKEN"),
+        "hf_token": hf_token(none),
         "pull_secret": preferred(none, PULL_SECRET, "OCI_PULL_SECRET_MODEL_DOWNLOAD"),
     }
 

@@ -3,7 +3,6 @@
 import email.utils
 import ipaddress
 import logging
-import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from steps import logs
+from steps.dataset.params import HTTP_TOKEN
 from steps.dataset.sources import DataFile, Fetched
 from steps.dataset.sources.download import Body, Download, from_base64, number, position
 from steps.errors import ConfigError, CredentialsError, DataError, StepError, UsageError
 from steps.record import Asset
 from steps.retries import TryAgain, persist
-from steps.secrets import environment
+from steps.secrets import environment, in_header
 
 if TYPE_CHECKING:
     import requests
@@ -52,12 +52,8 @@ class Http:
         for _, value in parse_qsl(parts.query):
             logs.hide(value)  # a signature; libraries quote it in their messages
         self.name = self.public.partition("?")[0]
-        self.token = environment("HTTP_BEARER_TOKEN")
-        if not re.fullmatch("[!-~]*", self.token):
-            raise CredentialsError(
-                f"{self.public}: the token in the secret http-token (key HTTP_BEARER_TOKEN) has blanks, "
-                "line breaks or other characters in it that no token has; put the bare token there"
-            )
+        (key,) = HTTP_TOKEN.keys
+        self.token = in_header(environment(key), HTTP_TOKEN, key)
         if self.token and parts.scheme == "http" and not _is_loopback(host):
             log.warning("%s: the token of secret http-token is not sent over http", self.public)
             self.token = ""

@@ -20,7 +20,6 @@ from steps import files, hub_errors
 from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
 from steps.entrypoint import Run
 from steps.errors import (
-    CredentialsError,
     DataError,
     StepError,
     TransientError,
@@ -30,7 +29,7 @@ from steps.errors import (
 from steps.progress import progress
 from steps.record import Asset
 from steps.retries import TryAgain, persist
-from steps.secrets import HF_TOKEN, preferred
+from steps.secrets import hf_token
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, RepoFile
@@ -85,12 +84,7 @@ class Hub:
         self.address = Address.parse(uri)
         self.name = f"hf://{self.address.repository}"
         # None lets the hub's client look for the token of `hf auth login`.
-        self.token = preferred(token, HF_TOKEN, "HF_TOKEN") or None
-        if not re.fullmatch("[!-~]*", self.token or ""):  # the client would quote it whole
-            raise CredentialsError(
-                f"{self.uri}: the token in the secret hf-token (key HF_TOKEN) has blanks, line breaks "
-                "or other characters in it that no token has; put the bare token there"
-            )
+        self.token = hf_token(token) or None
 
     def asset(self) -> Asset:
         """The address: which commit it stands for is fixed by the run that downloads it."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from steps.dataset.params import S3_SECRET
 from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
 from steps.dataset.sources.download import Body, Corrupt, Download, from_base64, position
 from steps.errors import (
@@ -19,7 +20,7 @@ from steps.errors import (
 )
 from steps.record import Asset
 from steps.retries import TryAgain
-from steps.secrets import environment
+from steps.secrets import environment, in_header
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -122,12 +123,7 @@ class S3:
             )
         token = environment("AWS_SESSION_TOKEN")
         for name, value in zip((*names, "AWS_SESSION_TOKEN"), (key, secret, token), strict=True):
-            # They become headers, and botocore quotes whole what cannot be one.
-            if not re.fullmatch("[!-~]*", value):
-                raise CredentialsError(
-                    f"{self.uri}: {name} in the secret s3-secret has blanks, line breaks or other "
-                    "characters in it that no key has; put the bare value there"
-                )
+            in_header(value, S3_SECRET, name)
         return key, secret, token or None
 
     def _keys(self) -> list[str]:
