@@ -1,5 +1,6 @@
 """What errors of the Hugging Face Hub, its client and `datasets` mean for a step."""
 
+from steps import retries
 from steps.errors import ConfigError, CredentialsError, DataError, StepError, causes
 from steps.retries import TryAgain
 from steps.secrets import HF_TOKEN
@@ -91,8 +92,7 @@ def retry_after(error: BaseException) -> float | None:
     for cause in causes(error):
         response = getattr(cause, "response", None)
         if response is not None:
-            text = str(response.headers.get("Retry-After", ""))
-            return float(text) if text.isdigit() else None
+            return retries.retry_after(str(response.headers.get("Retry-After", "")))
     return None
 
 

@@ -1,5 +1,6 @@
 """Asking again, after a wait, where a failure may pass."""
 
+import email.utils
 import logging
 import time
 from collections.abc import Callable
@@ -44,3 +45,14 @@ def persist(attempt: Callable[[], T], name: str, advanced: Callable[[], bool] = 
             wait = min(backoff if error.after is None else error.after, LONGEST_WAIT)
             log.warning("%s: %s; trying again in %.1f s", name, error, wait)
             time.sleep(wait)
+
+
+def retry_after(header: str) -> float | None:
+    """Seconds that a Retry-After asks to wait, a number of them or a date; None where it is neither."""
+    text = header.strip()
+    try:
+        if text.isdecimal():
+            return float(text)
+        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None

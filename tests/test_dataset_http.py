@@ -230,7 +230,13 @@ def test_bytes_that_do_not_fit_the_servers_digest_are_fetched_again(
     ("header", "value", "told"),
     [
         ("Content-MD5", base64.b64encode(b"x" * 16).decode(), "its md5 is"),
+        ("Content-MD5", b"x".hex() * 16, "its md5 is"),
         ("Content-Digest", f"sha-256=:{base64.b64encode(b'x' * 32).decode()}:", "its sha256 is"),
+        ("Digest", f"MD5={base64.b64encode(b'x' * 16).decode()}", "its md5 is"),
+        ("Digest", f"SHA={base64.b64encode(b'x' * 20).decode()}", "its sha1 is"),
+        ("x-amz-checksum-sha256", base64.b64encode(b"x" * 32).decode(), "its sha256 is"),
+        ("x-amz-checksum-crc64nvme", base64.b64encode(b"x" * 8).decode(), "its crc64nvme is"),
+        ("x-goog-hash", f"crc32c={base64.b64encode(b'x' * 4).decode()},md5=", "its crc32c is"),
     ],
 )
 def test_bytes_that_stay_wrong_are_refused(
@@ -241,6 +247,83 @@ def test_bytes_that_stay_wrong_are_refused(
         prepare(tmp_path, server.url + PATH)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-MD5": hashlib.md5(jsonl(ROWS)).hexdigest()},
+        {"Digest": f"sha-256={hashlib.sha256(jsonl(ROWS)).hexdigest()}"},
+        {"Content-MD5": "none", "Digest": "sha-256=bm9uZQ==", "x-amz-checksum-crc32": "?"},
+        {"x-amz-checksum-sha256": f"{base64.b64encode(b'x' * 32).decode()}-2"},
+        {
+            "x-goog-stored-content-encoding": "gzip",  # the digest is not of what is served
+            "x-goog-hash": f"md5={base64.b64encode(b'x' * 16).decode()}",
+        },
+    ],
+)
+def test_digests_in_hex_are_understood_and_what_is_no_digest_of_the_bytes_is_not_heeded(
+    tmp_path: Path, server: Files, headers: dict[str, str]
+) -> None:
+    server.headers |= headers
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+def test_a_digest_of_the_whole_holds_for_what_came_in_two_pieces(
+    tmp_path: Path, server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steps.retries.FIRST_WAIT", 0.0)
+    content = jsonl(ROWS)
+    said = {"Content-MD5": base64.b64encode(hashlib.md5(content).digest()).decode()}
+    rest = {
+        "ETag": f'"{hashlib.md5(content).hexdigest()}"',
+        "Content-Range": f"bytes 1000-{len(content) - 1}/{len(content)}",
+    }
+    wrong = content[1000:].replace(b"answer", b"ANSWER")
+    server.answer(PATH, Answer(cut=1000, headers=said), Answer(206, rest, wrong))
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+    assert ranges(server) == ["", "bytes=1000-", ""]
+
+
+def test_a_server_that_refuses_the_rest_is_read_from_the_start_again(
+    tmp_path: Path, server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steps.retries.FIRST_WAIT", 0.0)
+    for status in (412, 416):
+        server.answer(PATH, Answer(cut=1000), Answer(status))
+        prepare(tmp_path / str(status), server.url + PATH, data_split=1.0)
+        assert rows(tmp_path / str(status)) == ROWS
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tests.dataset_runs import prepare
+
+def kill(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("chats.jsonl.partial"):
+        path, mode, _ = arguments
+        if mode == "w" and os.path.exists(path):
+            os._exit(9)
+
+sys.addaudithook(kill)
+prepare(Path(sys.argv[1]), sys.argv[2], data_split=1.0)
+"""
+
+
+def test_pieces_of_two_versions_are_not_put_together_after_a_kill_between_them(
+    tmp_path: Path, server: Files
+) -> None:
+    lines = jsonl(ROWS).splitlines(keepends=True)
+    old = b"".join(line.replace(b"question", b"QUESTION") for line in lines)
+    server.answer(PATH, Answer(cut=len(b"".join(lines[:9])), content=old))
+    arguments = [str(tmp_path), server.url + PATH]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments])
+    assert killed.returncode == 9
+    prepare(tmp_path, server.url + PATH, data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
 def test_an_address_that_is_none_is_a_mistake_of_use(tmp_path: Path) -> None:
     told = command(tmp_path, "http://[half/chats.jsonl?signature=hunter2-hunter2")
     assert told.returncode == 64
@@ -249,9 +332,10 @@ def test_an_address_that_is_none_is_a_mistake_of_use(tmp_path: Path) -> None:
 
 
 def test_a_web_page_is_no_data(tmp_path: Path, server: Files) -> None:
-    server.files[PATH] = b"\n<!doctype html><title>Sign in</title>"
-    with pytest.raises(DataError, match=r"chats\.jsonl: the server answers with a web page"):
-        prepare(tmp_path, server.url + PATH)
+    server.files[PATH] = b"<!doctype html><title>Sign in</title>"
+    for run in (check, prepare):
+        with pytest.raises(DataError, match=r"chats\.jsonl: the server answers with a web page"):
+            run(tmp_path, server.url + PATH)
 
 
 def test_better_data_at_the_same_address_is_fetched_after_a_refusal(

@@ -234,12 +234,27 @@ class Failing(BaseHTTPRequestHandler):
     """Whether neither length nor ETag are sent."""
     ranges = True
     """Whether Range is heeded."""
+    rest_alone = False
+    """Whether an answer that brings the rest has no checksum of the whole, as on AWS."""
     placed = True
     """Whether a piece says where it lies."""
     keys: Sequence[str] = ()
     """What is listed, a key at a time, as before ListObjectsV2."""
+    refusal: tuple[int, str] | None = None
+    """Status and code of the answer to all."""
+
+    def refuse(self, status: int, code: str) -> None:
+        body = f"<Error><Code>{code}</Code></Error>".encode() if code else b""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def do_GET(self) -> None:
+        if self.refusal:
+            self.refuse(*self.refusal)
+            return
         query = parse_qs(urlsplit(self.path).query)
         if "prefix" in query:
             after = query.get("marker", [""])[0]
@@ -259,6 +274,8 @@ class Failing(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if act == "renew":
+            type(self).content = jsonl(ROWS)
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if self.ranges else 0
         body = self.content[start:]
         self.send_response(206 if start else 200)
@@ -272,7 +289,7 @@ class Failing(BaseHTTPRequestHandler):
             self.send_header("ETag", '"9bb58f26192e4ba00f01e2e7b136bbd8-2"')
         elif not self.bare:
             self.send_header("ETag", f'"{hashlib.md5(self.content).hexdigest()}"')
-        if self.checksum:
+        if self.checksum and not (start and self.rest_alone):
             size = 8 if self.checksum == "crc64nvme" else 4
             value = getattr(checksums, self.checksum)(self.content).to_bytes(size, "big")
             sent = base64.b64encode(value).decode()
@@ -298,6 +315,9 @@ class Failing(BaseHTTPRequestHandler):
         return f'"{hashlib.md5(b"".join(digests)).hexdigest()}-{len(digests)}"'
 
     def do_HEAD(self) -> None:
+        if self.refusal:
+            self.refuse(*self.refusal)
+            return
         if self.busy or not self.part:
             self.send_error(503 if self.busy else 501)
             return
@@ -397,9 +417,9 @@ def test_an_endpoint_or_region_that_is_none_is_a_configuration_error(
 @pytest.mark.parametrize(
     ("checksum", "told"),
     [
-        ("", "md5 is"),
+        ("", "md5"),
         # crc64nvme is what AWS gives an object for which its uploader has chosen none.
-        *((kind, "bytes do not fit its checksum") for kind in ("crc32", "crc32c", "crc64nvme")),
+        *((kind, kind) for kind in ("crc32", "crc32c", "crc64nvme")),
     ],
 )
 def test_bytes_that_do_not_fit_their_checksum_are_fetched_again(
@@ -410,8 +430,33 @@ def test_bytes_that_do_not_fit_their_checksum_are_fetched_again(
     prepare(tmp_path / "a", URI, data_split=1.0)
     assert rows(tmp_path / "a") == ROWS
     failing.plan[:] = ["serve", "lie", "lie"]
-    with pytest.raises(DataError, match=f"corrupt: its {told}"):
+    with pytest.raises(DataError, match=f"corrupt: its {told} is"):
         prepare(tmp_path / "b", URI, data_split=1.0)
+
+
+@pytest.mark.parametrize("rest_alone", [True, False])
+def test_a_checksum_of_the_whole_holds_for_what_came_in_two_pieces(
+    tmp_path: Path, failing: type[Failing], rest_alone: bool
+) -> None:
+    failing.checksum, failing.parts, failing.rest_alone = "crc64nvme", True, rest_alone
+    failing.plan[:] = ["serve", "drop"]
+    prepare(tmp_path / "a", URI, data_split=1.0)
+    assert rows(tmp_path / "a") == ROWS
+    assert failing.asked == ["", "", "bytes=500-"]
+    failing.plan[:] = ["serve", "drop", "lie"]
+    prepare(tmp_path / "b", URI, data_split=1.0)
+    assert rows(tmp_path / "b") == ROWS
+    assert failing.asked[3:] == ["", "", "bytes=500-", ""]
+
+
+def test_an_object_that_changed_meanwhile_is_read_from_the_start_by_servers_without_conditions(
+    tmp_path: Path, failing: type[Failing]
+) -> None:
+    old = jsonl(chat(f"o{number}") for number in range(20))
+    failing.content, failing.part = old, len(old) // 3
+    failing.plan[:] = ["serve", "drop", "renew"]
+    prepare(tmp_path, URI, data_split=1.0)
+    assert rows(tmp_path) == ROWS
 
 
 def test_bytes_of_an_object_in_parts_that_do_not_fit_its_etag_are_fetched_again(
@@ -457,6 +502,37 @@ def test_an_object_in_parts_of_whatever_sizes_is_read(
     server.put_in_parts("large.jsonl", parts, algorithm)
     prepare(tmp_path, f"s3://{BUCKET}/large.jsonl", data_split=1.0)
     assert rows(tmp_path) == many
+
+
+def test_a_folder_may_have_the_characters_of_patterns_in_its_name(
+    tmp_path: Path, server: S3
+) -> None:
+    server.put("set[1]/a.jsonl", jsonl(ROWS))
+    prepare(tmp_path, f"s3://{BUCKET}/set[1]/", data_split=1.0)
+    assert rows(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "told"),
+    [
+        (301, "", ConfigError, "sends us to another address"),
+        (302, "", ConfigError, "sends us to another address"),
+        (301, "PermanentRedirect", ConfigError, "sends us to another address"),
+        (403, "InvalidObjectState", DataError, "archived .* restore it first"),
+        (400, "InvalidIdentityToken", CredentialsError, "refused"),
+    ],
+)
+def test_what_the_server_answers_to_all_says_what_to_do(
+    tmp_path: Path,
+    failing: type[Failing],
+    status: int,
+    code: str,
+    error: type[StepError],
+    told: str,
+) -> None:
+    failing.refusal = (status, code)
+    with pytest.raises(error, match=told):
+        check(tmp_path, URI)
 
 
 def test_a_server_that_is_not_there_is_transient(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from steps import files
 from steps.dataset.sources import DataFile
@@ -17,16 +17,12 @@ from steps.progress import progress
 from steps.retries import TryAgain, persist
 
 
-class Corrupt(Exception):  # noqa: N818  # the same
-    """The bytes that came are not those that the server's checksum is of."""
-
-
 @dataclass(frozen=True)
 class Body:
     """An answer that brings a file, or the rest of it."""
 
     chunks: Iterator[bytes]
-    """Raises TryAgain where the connection drops, Corrupt where the client finds wrong bytes."""
+    """Raises TryAgain where the connection drops."""
     offset: int = 0
     """Where in the file the chunks begin: 0 if the server does not go on where we stopped."""
     size: int | None = None
@@ -34,15 +30,46 @@ class Body:
     etag: str = ""
     """Tells this version of the file from others; empty where the server gives nothing."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """What the server says the whole file's digests are: hashlib's name of it -> hex; with `-` and a
+    """What the server says the whole file's digests are: name, one of DIGESTS -> hex; with `-` and a
     number behind it, the digest of the digests of so many parts."""
     part: int = 0
     """Bytes of each part but the last, where there are parts."""
 
 
 class _Digest(Protocol):
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
+    def digest(self) -> bytes: ...
     def hexdigest(self) -> str: ...
+
+
+class _Crc:
+    """The checksums that S3 has beside digests."""
+
+    def __init__(self, name: str, size: int) -> None:
+        from awscrt import checksums
+
+        self._function, self._size, self._value = getattr(checksums, name), size, 0
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take the bytes that come next."""
+        self._value = self._function(data, self._value)
+
+    def digest(self) -> bytes:
+        """The checksum in network order."""
+        return self._value.to_bytes(self._size, "big")
+
+    def hexdigest(self) -> str:
+        """The same in hex."""
+        return self.digest().hex()
+
+
+_CRCS = {"crc32": 4, "crc32c": 4, "crc64nvme": 8}
+DIGESTS = ("md5", "sha1", "sha256", "sha512", *_CRCS)
+"""What a server's digest may be."""
+
+
+def _new(name: str) -> _Digest:
+    return _Crc(name, _CRCS[name]) if name in _CRCS else hashlib.new(name)
 
 
 class _InParts:
@@ -53,24 +80,29 @@ class _InParts:
 
     def __init__(self, name: str, size: int) -> None:
         self._name, self._size = name, size
-        self._parts = [hashlib.new(name)]
+        self._parts = [_new(name)]
         self._room = size
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         """Take the bytes that come next."""
         rest = memoryview(data)
         while rest:
             if not self._room:
-                self._parts.append(hashlib.new(self._name))
+                self._parts.append(_new(self._name))
                 self._room = self._size
             self._parts[-1].update(rest[: self._room])
             taken = min(len(rest), self._room)
             rest, self._room = rest[taken:], self._room - taken
 
+    def digest(self) -> bytes:
+        """The digest of the parts' digests."""
+        whole = _new(self._name)
+        whole.update(b"".join(part.digest() for part in self._parts))
+        return whole.digest()
+
     def hexdigest(self) -> str:
         """Hex, `-` and the number of parts."""
-        of_parts = b"".join(part.digest() for part in self._parts)
-        return f"{hashlib.new(self._name, of_parts).hexdigest()}-{len(self._parts)}"
+        return f"{self.digest().hex()}-{len(self._parts)}"
 
 
 class Download:
@@ -104,9 +136,9 @@ class Download:
             receipt = self._read()
         return DataFile(self.name, self.path, receipt["sha256"], receipt["etag"] or None)
 
-    def _read(self) -> dict[str, str]:
+    def _read(self) -> dict[str, Any]:
         try:
-            receipt: dict[str, str] = json.loads(self._receipt.read_bytes())
+            receipt: dict[str, Any] = json.loads(self._receipt.read_bytes())
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
         return receipt
@@ -118,28 +150,32 @@ class Download:
         return here > before
 
     def _attempt(self) -> None:
-        etag = self._read().get("etag", "")
+        receipt = self._read()
+        etag = receipt.get("etag", "")
         # Without a validator nobody can say whether the rest is of the same version.
         offset = self._partial.stat().st_size if etag and self._partial.exists() else 0
         body = self._open(offset, etag)
         if body.offset not in (0, offset):
             raise DataError(f"{self.name}: asked for bytes from {offset}, got {body.offset}")
+        # An answer that brings the rest may leave out what the first one said of the whole.
+        before = receipt if body.offset else {}
+        expected = {**before.get("digests", {}), **body.digests}
+        part = body.part or before.get("part", 0)
         whole = hashlib.sha256()
         promised: dict[str, _Digest] = {
-            name: _InParts(name, body.part) if "-" in expected else hashlib.new(name)
-            for name, expected in body.digests.items()
+            name: _InParts(name, part) if "-" in value else _new(name)
+            for name, value in expected.items()
         }
         digests = [whole, *promised.values()]
-        files.write(self._receipt, json.dumps({"etag": body.etag}))
         with self._partial.open("r+b" if body.offset else "wb") as file:
+            # After the older version's bytes are gone: a receipt is never of other bytes.
+            receipt = {"etag": body.etag, "digests": expected, "part": part}
+            files.write(self._receipt, json.dumps(receipt))
             while file.tell() < body.offset:
                 here = file.read(min(1 << 20, body.offset - file.tell()))
                 for digest in digests:
                     digest.update(here)
-            try:
-                self._take(body, file, digests)
-            except Corrupt as error:
-                self._refuse(str(error))
+            self._take(body, file, digests)
             if body.size is not None and file.tell() != body.size:
                 got = file.tell()
                 if got > body.size:
@@ -147,9 +183,9 @@ class Download:
                 raise TryAgain(f"got {got:,} of {body.size:,} bytes")
             file.flush()
             os.fsync(file.fileno())
-        for name, expected in body.digests.items():
-            if (found := promised[name].hexdigest()) != expected.lower():
-                self._refuse(f"its {name} is {found}, the server says {expected.lower()}")
+        for name, value in expected.items():
+            if (found := promised[name].hexdigest()) != value:
+                self._refuse(f"its {name} is {found}, the server says {value}")
         self._partial.replace(self.path)
         receipt = {"etag": body.etag, "sha256": whole.hexdigest()}
         files.write(self._receipt, json.dumps(receipt))
@@ -188,9 +224,16 @@ def number(text: str) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
-def from_base64(text: str) -> str:
-    """A digest in hex that stands in base64 in a header; empty where it is no base64."""
+def in_hex(name: str, text: str) -> str:
+    """A digest in hex that stands in a header, in base64 or, as some servers have it, in hex.
+
+    Empty where it is none of that name.
+    """
+    size = len(_new(name).digest())
+    if re.fullmatch(rf"[0-9a-fA-F]{{{2 * size}}}", text):
+        return text.lower()
     try:
-        return base64.b64decode(text, validate=True).hex()
+        found = base64.b64decode(text, validate=True)
     except ValueError:
         return ""
+    return found.hex() if len(found) == size else ""

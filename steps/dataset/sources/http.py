@@ -1,11 +1,10 @@
 """http:// and https:// addresses, with a bearer token where one is set."""
 
-import email.utils
+import contextlib
 import ipaddress
 import logging
 import ssl
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -13,10 +12,17 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from steps import logs
 from steps.dataset.params import HTTP_TOKEN
 from steps.dataset.sources import DataFile, Fetched
-from steps.dataset.sources.download import Body, Download, from_base64, number, position
+from steps.dataset.sources.download import (
+    DIGESTS,
+    Body,
+    Download,
+    in_hex,
+    number,
+    position,
+)
 from steps.errors import ConfigError, CredentialsError, DataError, StepError, UsageError
 from steps.record import Asset
-from steps.retries import TryAgain, persist
+from steps.retries import TryAgain, persist, retry_after
 from steps.secrets import environment, in_header
 
 if TYPE_CHECKING:
@@ -64,8 +70,16 @@ class Http:
 
     def check(self) -> list[DataFile]:
         """The first byte can be had."""
-        persist(lambda: self._answer({"Range": "bytes=0-0"}).close(), self.name)
+        persist(self._begin, self.name)
         return []
+
+    def _begin(self) -> None:
+        answer = self._answer({"Range": "bytes=0-0"})
+        if answer.status_code == 416:  # its body is not the file's: that is empty
+            answer.close()
+            return
+        with contextlib.closing(self._chunks(answer, first=True)) as chunks:
+            next(chunks, None)
 
     def fetch(self, into: Path) -> Fetched:
         """The file, downloaded."""
@@ -102,7 +116,7 @@ class Http:
             digests=_digests(answer.headers, whole=not resumed),
         )
 
-    def _chunks(self, answer: "requests.Response", *, first: bool) -> Iterator[bytes]:
+    def _chunks(self, answer: "requests.Response", *, first: bool) -> Generator[bytes]:
         import urllib3
 
         try:
@@ -155,7 +169,9 @@ class Http:
             raise TryAgain(f"no answer: {_reason(error)}") from None
         except ValueError:  # of urllib's, which requests lets through
             raise DataError(f"{self.name}: it redirects to what is no address") from None
-        if answer.status_code == 200 or ("Range" in headers and answer.status_code in (206, 416)):
+        if answer.status_code == 200 or (
+            "Range" in headers and answer.status_code in (206, 412, 416)
+        ):
             return answer
         answer.close()
         raise self._refusal(answer)
@@ -163,7 +179,9 @@ class Http:
     def _refusal(self, answer: "requests.Response") -> StepError | TryAgain:
         status = f"{answer.status_code} {answer.reason or ''}".strip()
         if answer.status_code in _TRANSIENT:
-            return TryAgain(f"the server answers {status}", _retry_after(answer.headers))
+            return TryAgain(
+                f"the server answers {status}", retry_after(answer.headers.get("Retry-After", ""))
+            )
         if answer.status_code in (401, 403):
             state = "was refused" if self.token else "is missing"
             return CredentialsError(
@@ -182,26 +200,21 @@ def _etag(headers: Mapping[str, str]) -> str:
 
 
 def _digests(headers: Mapping[str, str], *, whole: bool) -> dict[str, str]:
-    """The file's digests by RFC 9530 (Repr-Digest) and RFC 3230 (Digest), and those of its whole body."""
-    found = {"md5": from_base64(headers.get("Content-MD5", ""))} if whole else {}
-    for header in ("Repr-Digest", "Digest", *(["Content-Digest"] if whole else [])):
-        for item in headers.get(header, "").split(","):
-            name, _, value = item.strip().partition("=")
-            algorithm = name.lower().replace("-", "")
-            if algorithm in ("sha256", "sha512"):
-                found[algorithm] = from_base64(value.strip(":"))
+    """The file's digests by RFC 9530 and 3230, S3 and Google; its whole body's by the other headers."""
+    stated = [(name, headers.get(f"x-amz-checksum-{name}", "")) for name in DIGESTS]
+    lists = ["Repr-Digest", "Digest"]
+    # https://cloud.google.com/storage/docs/transcoding: what is stored packed is served unpacked.
+    if headers.get("x-goog-stored-content-encoding", "identity") == "identity":
+        lists.append("x-goog-hash")
+    if whole:
+        stated.append(("md5", headers.get("Content-MD5", "")))
+        lists.append("Content-Digest")
+    for item in ",".join(headers.get(name, "") for name in lists).split(","):
+        name, _, value = item.strip().partition("=")
+        algorithm = {"sha": "sha1"}.get(name.lower(), name.lower().replace("-", ""))
+        stated.append((algorithm, value.strip(":")))
+    found = {name: in_hex(name, value) for name, value in stated if name in DIGESTS}
     return {name: value for name, value in found.items() if value}
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as the server asks for: a number of them, or a date."""
-    text = headers.get("Retry-After", "").strip()
-    if (seconds := number(text)) is not None:
-        return float(seconds)
-    try:
-        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except (ValueError, OverflowError):  # no date, or none that there will be
-        return None
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,5 +1,6 @@
 """s3://bucket/key, a prefix, or a pattern, by boto3: AWS, and whatever speaks its protocol."""
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from steps.dataset.params import S3_SECRET
 from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
-from steps.dataset.sources.download import Body, Corrupt, Download, from_base64, position
+from steps.dataset.sources.download import DIGESTS, Body, Download, in_hex, position
 from steps.errors import (
     ConfigError,
     CredentialsError,
@@ -31,12 +32,21 @@ _CHUNK = 1 << 20
 _ATTEMPTS = 5
 _SECRET = "the secret s3-secret (keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"  # noqa: S105
 _REFUSED = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken",
+            "InvalidIdentityToken", "ExpiredTokenException",  # the web identity's
             "TokenRefreshRequired", "RequestTimeTooSkewed", "AccessDenied", "403", "401",
             "AllAccessDisabled", "AccountProblem", "NotSignedUp")  # fmt: skip
 _BUSY = (429, 500, 502, 503, 504)
 _MISSING = ("NoSuchKey", "404", "NotFound", "NoSuchBucket")
-_ELSEWHERE = ("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307",
-              "IllegalLocationConstraintException")  # fmt: skip
+_ELSEWHERE = (
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+)
+_REDIRECTED = "the server sends us to another address"
+_OWN_ADDRESS = (
+    "set AWS_ENDPOINT_URL (https:// where it wants that) and AWS_DEFAULT_REGION in the secret "
+    "s3-secret to the bucket's own"
+)
 
 
 class S3:
@@ -90,7 +100,7 @@ class S3:
         key, secret, token = self._keys_of_secret()
         region = environment("AWS_DEFAULT_REGION") or environment("AWS_REGION") or "us-east-1"
         try:
-            return boto3.Session().client(
+            client = boto3.Session().client(
                 "s3",
                 endpoint_url=endpoint or None,
                 region_name=region,
@@ -104,6 +114,13 @@ class S3:
                 f"{self.uri}: {error}: check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION in the secret "
                 "s3-secret"
             ) from error
+        # For the checksums alone: boto3, asked by its own parameter, would hold those of the whole
+        # against the rest that some servers send them with.
+        client.meta.events.register(
+            "before-call.s3.GetObject",
+            lambda params, **_: params["headers"].update({"x-amz-checksum-mode": "ENABLED"}),
+        )
+        return client
 
     def _keys_of_secret(self) -> tuple[str | None, str | None, str | None]:
         """Access key, secret key and session token; none where others than the secret decide."""
@@ -135,11 +152,12 @@ class S3:
                 pass
             else:
                 return [self.key]
+        chosen: list[str] = []
         if is_pattern(self.key):
             fixed = re.split(r"[*?\[]", self.key, maxsplit=1)[0]
             names = [key for key in self._list(fixed) if matches(key, self.key)]
             chosen = sorted(name for name in names if not name.endswith("/"))
-        else:
+        if not chosen:  # a folder, whose name may have such characters in it
             folder = f"{self.key.rstrip('/')}/" if self.key else ""
             names = [key.removeprefix(folder) for key in self._list(folder)]
             data = [name for name in names if is_data(name)]
@@ -154,9 +172,7 @@ class S3:
         return chosen
 
     def _list(self, prefix: str) -> list[str]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
+        with self._telling(prefix):
             pages: list[Any] = [
                 *self._client.get_paginator("list_objects_v2").paginate(
                     Bucket=self.bucket, Prefix=prefix
@@ -169,20 +185,22 @@ class S3:
                     )
                 ]
             return [item["Key"] for page in pages for item in page.get("Contents", [])]
-        except (ClientError, BotoCoreError) as error:
-            raise self._told(error, prefix) from error
 
     def _get(self, key: str, **options: str) -> Any:
         """The answer to GetObject, its body unread: HEAD would not tell why it is refused."""
+        with self._telling(key):
+            return self._client.get_object(Bucket=self.bucket, Key=key, **options)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def _telling(self, key: str) -> Iterator[None]:
+        """Raise what boto3's errors mean here."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            return self._client.get_object(
-                Bucket=self.bucket,
-                Key=key,
-                ChecksumMode="ENABLED",
-                **options,  # type: ignore[arg-type]
-            )
+            yield
+        except RecursionError as error:
+            # A redirect makes botocore ask in which region the bucket is; that is redirected too.
+            raise ConfigError(f"s3://{self.bucket}/{key}: {_REDIRECTED}: {_OWN_ADDRESS}") from error
         except (ClientError, BotoCoreError) as error:
             raise self._told(error, key) from error
 
@@ -195,7 +213,8 @@ class S3:
         # Not every server that speaks S3 heeds Range, or says what AWS says.
         begins, size = position(answer.get("ContentRange", ""))
         partial = answer["ResponseMetadata"]["HTTPStatusCode"] == 206
-        if partial and (begins != offset or size is None):
+        other = begins != offset or size is None or bool(offset and answer.get("ETag", "") != etag)
+        if partial and other:
             answer["Body"].close()
             answer = self._get(key)
             begins, size = 0, None
@@ -216,18 +235,17 @@ class S3:
 
     def _size_of_parts(self, key: str, number: int, size: int | None) -> int:
         """Bytes of each part but the last; 0 where the server does not tell, or they differ."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import ClientError
 
         sizes = []
         for part in (1, number):
-            try:
-                answer = self._client.head_object(Bucket=self.bucket, Key=key, PartNumber=part)
-            except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] in _BUSY:
-                    raise self._told(error, key) from error
-                return 0  # not every server knows parts once they are put together
-            except BotoCoreError as error:
-                raise self._told(error, key) from error
+            with self._telling(key):
+                try:
+                    answer = self._client.head_object(Bucket=self.bucket, Key=key, PartNumber=part)
+                except ClientError as error:
+                    if error.response["ResponseMetadata"]["HTTPStatusCode"] in _BUSY:
+                        raise
+                    return 0  # not every server knows parts once they are put together
             if answer.get("PartsCount") != number:
                 return 0
             sizes.append(answer["ContentLength"])
@@ -235,17 +253,11 @@ class S3:
         return first if last <= first and first * (number - 1) + last == size else 0
 
     def _chunks(self, body: Any) -> Iterator[bytes]:
-        from botocore.exceptions import (
-            BotoCoreError,
-            FlexibleChecksumError,
-            IncompleteReadError,
-        )
+        from botocore.exceptions import BotoCoreError, IncompleteReadError
         from urllib3.exceptions import HTTPError
 
         try:
             yield from body.iter_chunks(_CHUNK)
-        except FlexibleChecksumError as error:  # boto3 knows more kinds than hashlib: CRC32 is S3's
-            raise Corrupt(f"its bytes do not fit its checksum: {error}") from error
         except (BotoCoreError, IncompleteReadError, HTTPError, OSError) as error:
             raise TryAgain(f"the connection broke: {type(error).__name__}") from error
         finally:
@@ -291,11 +303,15 @@ class S3:
             return _NoSuchKeyError(f"{where}: there is no such object ({said}); check the key")
         if status == 412 or code in ("PreconditionFailed", "InvalidRange"):
             return _ChangedError(f"{where}: it has changed")
+        if code in ("301", "302", "307", "308"):
+            return ConfigError(f"{where}: {_REDIRECTED} ({said}): {_OWN_ADDRESS}")
         if code in _ELSEWHERE:
             return ConfigError(
                 f"{where}: the bucket is in another region ({said}); "
                 "set AWS_DEFAULT_REGION in the secret s3-secret"
             )
+        if code == "InvalidObjectState":
+            return DataError(f"{where}: archived ({said}): restore it first")
         if code in _REFUSED or status in (401, 403):
             keys = {
                 "secret": f"check {_SECRET}",
@@ -322,9 +338,9 @@ class _ChangedError(DataError):
 def _digests(answer: Mapping[str, Any]) -> dict[str, str]:
     """The object's own digests; those of its parts' digests have `-` and the number of parts behind."""
     found = {}
-    for name in ("sha256", "sha1"):
+    for name in DIGESTS:
         value, dash, parts = answer.get(f"Checksum{name.upper()}", "").partition("-")
-        if digest := from_base64(value):
+        if digest := in_hex(name, value):
             found[name] = f"{digest}{dash}{parts}"
     etag = answer.get("ETag", "").strip('"')
     # https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html: with KMS and SSE-C the ETag is
