@@ -54,11 +54,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         "tests-only": {"test": 0, "validation": 1},
         "two": {"train_a": 0, "train_b": 1},
         "one": {"train_x": 3, "test": 1},
+        "measured": {"train_test": 0, "other": 1},
     }.items():
         lines = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in splits)
         for split, number in splits.items():
             write(org / name / f"{split}.jsonl", [ROWS[number]])
         card(org / name, f"configs:\n- config_name: default\n  data_files:\n{lines}")
+    write(org / "folders" / "set[1]" / "chats.jsonl", ROWS[:1])
     write(org / "gated" / "chats.jsonl", ROWS)
     write(org / "lying" / "lie.jsonl", ROWS)
     parquet(org / "lying-lfs" / "lie.parquet", ROWS)
@@ -85,6 +87,9 @@ ADDRESSES = {
     "org/plain": ROWS,
     "hf://datasets/org/plain": ROWS,
     "hf://org/plain@v1": ROWS[:2],
+    "hf://org/plain@v1/": ROWS[:2],
+    "hf://datasets/org/plain@%761/chats.jsonl": ROWS[:2],
+    "hf://datasets/org/folders/set[1]": ROWS[:1],
     "hf://datasets/org/plain@v1/chats.jsonl": ROWS[:2],
     "hf://org/splits": ROWS[:4],
     "hf://org/splits#test": ROWS[4:],
@@ -101,6 +106,7 @@ REFUSALS = {
     "hf://org/configs": (65, "hf://org/configs:<config>"),
     "hf://org/configs:fr": (65, "BuilderConfig 'fr' not found"),
     "hf://org/tests-only": (65, "no split is named train; it has test, validation"),
+    "hf://org/measured": (65, "no split is named train; it has other, train_test"),
     "hf://org/two": (65, "hf://org/two#<split>"),
     "hf://datasets/org/plain/none.jsonl": (65, "there is no none.jsonl"),
     "hf://org/gated": (77, "/datasets/org/gated with an account"),

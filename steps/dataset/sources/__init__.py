@@ -205,13 +205,18 @@ def is_data(name: str) -> bool:
     )
 
 
+def is_held_out(name: str) -> bool:
+    """Whether the name has a word in it that says: to measure with."""
+    return _HELD_OUT.search(name) is not None
+
+
 def for_training(names: Iterable[str]) -> list[str]:
     """The names meant for training, where the names of a folder tell splits apart; else all.
 
     Whoever named a file `test` wants to measure with it, not to train on it.
     """
     every = sorted(names)
-    held_out = {name for name in every if _HELD_OUT.search(name) and not _TRAINING.search(name)}
+    held_out = {name for name in every if is_held_out(name) and not _TRAINING.search(name)}
     return [name for name in every if name not in held_out]
 
 

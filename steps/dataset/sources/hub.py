@@ -13,11 +13,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
 
 from pydantic import SecretStr
 
 from steps import files, hub_errors
-from steps.dataset.sources import DataFile, Fetched, for_training, is_data, is_pattern, matches
+from steps.dataset.sources import (
+    DataFile,
+    Fetched,
+    for_training,
+    is_data,
+    is_held_out,
+    is_pattern,
+    matches,
+)
 from steps.entrypoint import Run
 from steps.errors import (
     DataError,
@@ -63,7 +72,8 @@ class Address:
     @classmethod
     def parse(cls, uri: str) -> "Address":
         """Raises UsageError where the address is none."""
-        found = _ADDRESS.fullmatch(uri.removeprefix("hf://").removeprefix("datasets/"))
+        inside = uri.removeprefix("hf://").removeprefix("datasets/").removesuffix("/")
+        found = _ADDRESS.fullmatch(inside)
         if found is None or (
             # A path without a scheme is more likely one of this machine.
             found["path"] and (found["config"] or found["split"] or "://" not in uri)
@@ -73,7 +83,10 @@ class Address:
                 f"hf://datasets/org/name[@revision]/path"
             )
         parts = ("repository", "config", "revision", "path", "split")
-        return cls(**{part: found[part] for part in parts})
+        values = {part: found[part] for part in parts}
+        # The hub's own addresses have the slash of a branch's name as %2F.
+        values["revision"] = values["revision"] and unquote(values["revision"])
+        return cls(**values)
 
 
 class Hub:
@@ -157,9 +170,8 @@ class Hub:
         path = (self.address.path or "").rstrip("/")
         if path in files:
             return [path]
-        if is_pattern(path):
-            found = sorted(name for name in files if matches(name, path))
-        else:
+        found = sorted(name for name in files if matches(name, path)) if is_pattern(path) else []
+        if not found:  # a folder, whose name may have such characters in it
             inside = (name for name in files if name.startswith(f"{path}/") and is_data(name))
             found = for_training(inside)
         if not found:
@@ -285,7 +297,7 @@ class Hub:
 
 def _meant_for_training(splits: Mapping[str, list[str]], name: str) -> str:
     """`train`, or the one split whose name says training. Raises DataError where that is unclear."""
-    training = [split for split in splits if split.startswith("train")]
+    training = [split for split in splits if split.startswith("train") and not is_held_out(split)]
     # ultrachat_200k has train_sft beside train_gen, as sets for several kinds of training do.
     for wanted in ("train", "train_sft"):
         if wanted in training:
