@@ -1,5 +1,7 @@
 """What errors of the Hugging Face Hub, its client and `datasets` mean for a step."""
 
+from typing import Any
+
 from steps import retries
 from steps.errors import ConfigError, CredentialsError, DataError, StepError, causes
 from steps.retries import TryAgain
@@ -89,11 +91,12 @@ def passing(error: BaseException) -> str | None:
 
 def retry_after(error: BaseException) -> float | None:
     """Seconds after which the hub wants to be asked again, if it says so."""
-    for cause in causes(error):
-        response = getattr(cause, "response", None)
-        if response is not None:
-            return retries.retry_after(str(response.headers.get("Retry-After", "")))
-    return None
+    answer = _answer(error)
+    return (
+        retries.retry_after(str(answer.headers.get("Retry-After", "")))
+        if answer is not None
+        else None
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -103,8 +106,11 @@ def first_line(error: BaseException) -> str:
 
 def _status(error: BaseException) -> int:
     """The HTTP status of the hub's answer; 0 where there was none."""
-    for cause in causes(error):
-        response = getattr(cause, "response", None)
-        if response is not None:
-            return int(response.status_code)
-    return 0
+    answer = _answer(error)
+    return 0 if answer is None else int(answer.status_code)
+
+
+def _answer(error: BaseException) -> Any:
+    """The hub's answer that made the error; None where there was none."""
+    answers = (getattr(cause, "response", None) for cause in causes(error))
+    return next((answer for answer in answers if answer is not None), None)

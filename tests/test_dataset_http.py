@@ -116,17 +116,20 @@ def test_a_server_without_ranges_is_read_from_the_start_again(tmp_path: Path) ->
     assert rows(tmp_path) == ROWS
 
 
+def piece(content: bytes, end: int, size: str) -> Answer:
+    """The file from its thousandth byte to `end`, as a part of one of that size."""
+    etag = f'"{hashlib.md5(content).hexdigest()}"'
+    sent = {"ETag": etag, "Content-Range": f"bytes 1000-{end - 1}/{size}"}
+    return Answer(206, sent, content[1000:end])
+
+
 def test_a_server_that_gives_less_than_the_range_is_asked_for_the_rest(
     tmp_path: Path, server: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("steps.retries.FIRST_WAIT", 0.0)
     content = jsonl(ROWS)
     line = content.index(b"\n", 2000) + 1  # the piece ends with a row, so no row shows the loss
-    sent = {
-        "ETag": f'"{hashlib.md5(content).hexdigest()}"',
-        "Content-Range": f"bytes 1000-{line - 1}/{len(content)}",
-    }
-    server.answer(PATH, Answer(cut=1000), Answer(206, sent, content[1000:line]))
+    server.answer(PATH, Answer(cut=1000), piece(content, line, str(len(content))))
     prepare(tmp_path, server.url + PATH, data_split=1.0)
     assert rows(tmp_path) == ROWS
     assert ranges(server) == ["", "bytes=1000-", f"bytes={line}-"]
@@ -137,11 +140,7 @@ def test_a_piece_that_may_stop_short_of_the_end_is_not_taken_for_the_rest(
 ) -> None:
     content = jsonl(ROWS)
     line = content.index(b"\n", 2000) + 1  # the piece ends with a row, so no row shows the loss
-    sent = {
-        "ETag": f'"{hashlib.md5(content).hexdigest()}"',
-        "Content-Range": f"bytes 1000-{line - 1}/*",
-    }
-    server.answer(PATH, Answer(cut=1000), Answer(206, sent, content[1000:line]))
+    server.answer(PATH, Answer(cut=1000), piece(content, line, "*"))
     prepare(tmp_path, server.url + PATH, data_split=1.0)
     assert rows(tmp_path) == ROWS
 
